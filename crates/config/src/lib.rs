@@ -1,0 +1,1 @@
+//! Typed description of a virtual machine: validation, defaults, key=value options.

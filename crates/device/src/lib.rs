@@ -1,0 +1,3 @@
+//! Device trait, address-space bus, interrupt lines, MSI, timers, saved state, inspect.
+#![no_std]
+extern crate alloc;

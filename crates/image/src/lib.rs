@@ -1,0 +1,1 @@
+//! Guest images: Debian kernel and initramfs from packages, and their cache.

@@ -1,0 +1,1 @@
+//! Harness for whole-VM tests.
