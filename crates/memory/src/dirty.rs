@@ -17,7 +17,10 @@ impl DirtyBitmap {
     /// A clean bitmap for `pages` pages.
     pub fn new(pages: u64) -> Self {
         let words = pages.div_ceil(64) as usize;
-        Self { words: (0..words).map(|_| AtomicU64::new(0)).collect(), pages }
+        Self {
+            words: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            pages,
+        }
     }
 
     /// Marks the pages that `len` bytes from byte offset `offset` touch.
@@ -50,7 +53,10 @@ impl DirtyBitmap {
     /// Takes the bits and leaves the bitmap clean. Bit `n % 64` of word
     /// `n / 64` stands for page `n`.
     pub fn harvest(&self) -> Vec<u64> {
-        self.words.iter().map(|w| w.swap(0, Ordering::AcqRel)).collect()
+        self.words
+            .iter()
+            .map(|w| w.swap(0, Ordering::AcqRel))
+            .collect()
     }
 }
 

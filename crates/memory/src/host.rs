@@ -74,7 +74,13 @@ impl Mapping {
             let _ = unsafe { madvise(mapping.base.as_ptr().cast(), mapping.len, advice) };
         }
         // SAFETY: as above. Core dumps of the VMM must not carry the guest's secrets.
-        let _ = unsafe { madvise(mapping.base.as_ptr().cast(), mapping.len, Advice::LinuxDontDump) };
+        let _ = unsafe {
+            madvise(
+                mapping.base.as_ptr().cast(),
+                mapping.len,
+                Advice::LinuxDontDump,
+            )
+        };
         Ok(Arc::new(mapping))
     }
 
@@ -138,7 +144,8 @@ mod tests {
         let dirty = Arc::new(DirtyBitmap::new(4));
         MemoryView::new(
             GuestMemory::new(vec![
-                m.region("low", Gpa(0), 0, 0x4000, RegionKind::Ram).with_dirty(dirty),
+                m.region("low", Gpa(0), 0, 0x4000, RegionKind::Ram)
+                    .with_dirty(dirty),
                 m.region("next", Gpa(0x4000), 0x4000, 0x1000, RegionKind::Ram),
                 m.region("rom", Gpa(0x10000), 0x5000, 0x1000, RegionKind::Rom),
             ])
@@ -160,11 +167,20 @@ mod tests {
     #[test]
     fn refuses_holes_rom_writes_and_wrap_around_before_moving_a_byte() {
         let v = memory();
-        assert!(matches!(v.write(Gpa(0x4ffe), &[9; 4]), Err(MemoryError::Unmapped { .. })));
+        assert!(matches!(
+            v.write(Gpa(0x4ffe), &[9; 4]),
+            Err(MemoryError::Unmapped { .. })
+        ));
         assert_eq!(v.read_obj::<u16>(Gpa(0x4ffe)).unwrap(), 0);
-        assert!(matches!(v.write(Gpa(0x10000), &[1]), Err(MemoryError::Denied { .. })));
+        assert!(matches!(
+            v.write(Gpa(0x10000), &[1]),
+            Err(MemoryError::Denied { .. })
+        ));
         assert!(v.read(Gpa(u64::MAX - 1), &mut [0; 4]).is_err());
-        assert!(v.load_u16(Gpa(1), std::sync::atomic::Ordering::Acquire).is_err());
+        assert!(
+            v.load_u16(Gpa(1), std::sync::atomic::Ordering::Acquire)
+                .is_err()
+        );
     }
 
     #[test]

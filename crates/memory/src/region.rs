@@ -106,7 +106,15 @@ impl Region {
         kind: RegionKind,
         mapping: Arc<dyn Any + Send + Sync>,
     ) -> Self {
-        Self { gpa, len, host, kind, dirty: None, name: name.into(), _mapping: mapping }
+        Self {
+            gpa,
+            len,
+            host,
+            kind,
+            dirty: None,
+            name: name.into(),
+            _mapping: mapping,
+        }
     }
 
     /// The same region with dirty tracking into `bitmap`.
@@ -167,15 +175,24 @@ impl GuestMemory {
         for r in &regions {
             let aligned = r.gpa.0 % PAGE_SIZE == 0 && r.len % PAGE_SIZE == 0;
             if r.len == 0 || !aligned || r.gpa.0.checked_add(r.len).is_none() {
-                return Err(TableError::Shape { name: (&*r.name).into(), gpa: r.gpa, len: r.len });
+                return Err(TableError::Shape {
+                    name: (&*r.name).into(),
+                    gpa: r.gpa,
+                    len: r.len,
+                });
             }
         }
         for pair in regions.windows(2) {
             if pair[0].end() > pair[1].gpa.0 {
-                return Err(TableError::Overlap((&*pair[0].name).into(), (&*pair[1].name).into()));
+                return Err(TableError::Overlap(
+                    (&*pair[0].name).into(),
+                    (&*pair[1].name).into(),
+                ));
             }
         }
-        Ok(Self { regions: regions.into() })
+        Ok(Self {
+            regions: regions.into(),
+        })
     }
 
     /// The regions in address order.
@@ -192,6 +209,10 @@ impl GuestMemory {
 
     /// Total RAM in bytes.
     pub fn ram_size(&self) -> u64 {
-        self.regions.iter().filter(|r| r.kind == RegionKind::Ram).map(|r| r.len).sum()
+        self.regions
+            .iter()
+            .filter(|r| r.kind == RegionKind::Ram)
+            .map(|r| r.len)
+            .sum()
     }
 }

@@ -28,7 +28,11 @@ impl MemoryView {
     /// A view of `memory` with every permission, as [`Vtl::VTL0`] has on a
     /// machine without trust levels.
     pub fn new(memory: GuestMemory) -> Self {
-        Self { memory, vtl: Vtl::VTL0, permissions: None }
+        Self {
+            memory,
+            vtl: Vtl::VTL0,
+            permissions: None,
+        }
     }
 
     /// A view for `vtl` that asks `permissions` before each access.
@@ -37,7 +41,11 @@ impl MemoryView {
         vtl: Vtl,
         permissions: Arc<dyn VtlPermissions>,
     ) -> Self {
-        Self { memory, vtl, permissions: Some(permissions) }
+        Self {
+            memory,
+            vtl,
+            permissions: Some(permissions),
+        }
     }
 
     /// The trust level whose eyes these are.
@@ -70,7 +78,9 @@ impl MemoryView {
         at = 0;
         while at < len {
             let here = Gpa(gpa.0 + at);
-            let Some(r) = self.memory.find(here) else { return Err(unmapped) };
+            let Some(r) = self.memory.find(here) else {
+                return Err(unmapped);
+            };
             let n = (r.end() - here.0).min(len - at);
             let offset = here.0 - r.gpa().0;
             // SAFETY: `offset < r.len()`, so the address is inside the region's mapping.
@@ -87,13 +97,20 @@ impl MemoryView {
     }
 
     fn check(&self, gpa: Gpa, len: u64, wanted: Perms) -> Result<(), MemoryError> {
-        let Some(p) = &self.permissions else { return Ok(()) };
+        let Some(p) = &self.permissions else {
+            return Ok(());
+        };
         let mut page = gpa.0 & !(PAGE_SIZE - 1);
         while page < gpa.0 + len {
             if !p.permissions(self.vtl, Gpa(page)).contains(wanted) {
-                return Err(MemoryError::Denied { gpa: Gpa(page), wanted });
+                return Err(MemoryError::Denied {
+                    gpa: Gpa(page),
+                    wanted,
+                });
             }
-            let Some(next) = page.checked_add(PAGE_SIZE) else { break };
+            let Some(next) = page.checked_add(PAGE_SIZE) else {
+                break;
+            };
             page = next;
         }
         Ok(())
@@ -152,11 +169,7 @@ impl MemoryView {
     ///
     /// # Errors
     /// As [`Self::write`].
-    pub fn write_obj<T: IntoBytes + Immutable>(
-        &self,
-        gpa: Gpa,
-        v: &T,
-    ) -> Result<(), MemoryError> {
+    pub fn write_obj<T: IntoBytes + Immutable>(&self, gpa: Gpa, v: &T) -> Result<(), MemoryError> {
         self.write(gpa, v.as_bytes())
     }
 
@@ -187,7 +200,11 @@ impl MemoryView {
     }
 
     fn aligned(&self, gpa: Gpa, size: u64) -> Result<(), MemoryError> {
-        if gpa.0 % size == 0 { Ok(()) } else { Err(MemoryError::Unaligned(gpa)) }
+        if gpa.0 % size == 0 {
+            Ok(())
+        } else {
+            Err(MemoryError::Unaligned(gpa))
+        }
     }
 
     /// The table behind the view, for backends that map it.
