@@ -1,0 +1,123 @@
+//! Property tests: every description survives each way of writing it.
+
+use caisson_config::{
+    Accel, ByteSize, CharBackend, DebugExit, FileBackend, HostPath, ImageName, MachineConfig,
+    MachineName, Memory, OnReboot, SocketBackend, options,
+};
+use proptest::prelude::*;
+
+fn path() -> impl Strategy<Value = HostPath> {
+    // Everything that option strings treat specially, and some that they do not.
+    proptest::collection::vec(
+        prop_oneof![
+            Just(','),
+            Just('='),
+            Just('"'),
+            Just('\\'),
+            Just(' '),
+            Just('/'),
+            any::<char>().prop_filter("no NUL in paths", |c| *c != '\0'),
+        ],
+        1..20,
+    )
+    .prop_map(|chars| HostPath::try_from(chars.into_iter().collect::<String>()).unwrap())
+}
+
+fn backend() -> impl Strategy<Value = CharBackend> {
+    prop_oneof![
+        Just(CharBackend::Stdio),
+        Just(CharBackend::Null),
+        (path(), any::<bool>())
+            .prop_map(|(path, append)| CharBackend::File(FileBackend { path, append })),
+        path().prop_map(|path| CharBackend::Socket(SocketBackend { path })),
+    ]
+}
+
+fn memory() -> impl Strategy<Value = Memory> {
+    (any::<u64>(), any::<bool>(), any::<bool>()).prop_map(|(bytes, hugepages, shared)| Memory {
+        size: ByteSize::from_bytes(bytes),
+        hugepages,
+        shared,
+    })
+}
+
+fn config() -> impl Strategy<Value = MachineConfig> {
+    let name = "[A-Za-z0-9][A-Za-z0-9._-]{0,20}";
+    (
+        (
+            name.prop_map(|text| text.parse::<MachineName>().unwrap()),
+            proptest::option::of(name.prop_map(|text| text.parse::<ImageName>().unwrap())),
+            proptest::option::of(path()),
+            proptest::option::of(path()),
+            proptest::option::of(any::<String>()),
+            any::<u32>(),
+        ),
+        (
+            prop_oneof![Just(Accel::Auto), Just(Accel::Soft)],
+            prop_oneof![Just(OnReboot::Restart), Just(OnReboot::Stop)],
+            proptest::collection::vec(any::<String>(), 0..4),
+            proptest::collection::vec(backend(), 0..5),
+            memory(),
+            proptest::option::of(backend()),
+            proptest::option::of(any::<u16>().prop_map(|port| DebugExit { port })),
+        ),
+    )
+        .prop_map(|(first, second)| {
+            let (name, image, kernel, initrd, cmdline, cpus) = first;
+            let (accel, on_reboot, command, serial, memory, debugcon, debug_exit) = second;
+            MachineConfig {
+                name,
+                image,
+                kernel,
+                initrd,
+                cmdline,
+                cpus,
+                accel,
+                on_reboot,
+                command,
+                serial,
+                memory,
+                debugcon,
+                debug_exit,
+            }
+        })
+}
+
+proptest! {
+    #[test]
+    fn toml_and_json(config in config()) {
+        let toml = config.to_toml().unwrap();
+        prop_assert_eq!(&MachineConfig::from_toml(&toml).unwrap(), &config, "{}", toml);
+        let json = config.to_json().unwrap();
+        prop_assert_eq!(&MachineConfig::from_json(&json).unwrap(), &config, "{}", json);
+    }
+
+    #[test]
+    fn option_strings(backend in backend(), memory in memory(), port in any::<u16>()) {
+        let text = options::to_string(&backend).unwrap();
+        prop_assert_eq!(&text.parse::<CharBackend>().unwrap(), &backend, "{}", text);
+        let text = options::to_string(&memory).unwrap();
+        prop_assert_eq!(&text.parse::<Memory>().unwrap(), &memory, "{}", text);
+        let text = options::to_string(&DebugExit { port }).unwrap();
+        prop_assert_eq!(text.parse::<DebugExit>().unwrap(), DebugExit { port });
+    }
+
+    #[test]
+    fn option_strings_inside_a_file(backend in backend()) {
+        let text = options::to_string(&backend).unwrap();
+        let json = serde_json::json!({ "serial": [text] }).to_string();
+        prop_assert_eq!(&MachineConfig::from_json(&json).unwrap().serial[0], &backend);
+    }
+
+    #[test]
+    fn any_text_is_read_or_refused_without_panic(text in any::<String>(), junk in "[a-z=,\"\\\\ 0-9]{0,40}") {
+        for text in [text, junk] {
+            let _ = text.parse::<CharBackend>();
+            let _ = text.parse::<Memory>();
+            let _ = text.parse::<DebugExit>();
+            let _ = text.parse::<ByteSize>();
+            let _ = MachineConfig::from_toml(&text);
+            let _ = MachineConfig::from_json(&text);
+        }
+    }
+}
