@@ -1,0 +1,1 @@
+//! Vector and x87 instructions.
