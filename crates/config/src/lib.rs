@@ -36,7 +36,7 @@ pub use debug_exit::DebugExit;
 #[cfg(feature = "std")]
 pub use file::{FileError, MAX_FILE_BYTES};
 pub use machine::{MachineConfig, OnReboot};
-pub use memory::Memory;
+pub use memory::{HugePages, Memory};
 pub use name::{ImageName, MachineName, NameError};
 pub use options::OptionError;
 pub use path::{HostPath, HostPathError};

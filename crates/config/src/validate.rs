@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::{ByteSize, CharBackend, MachineConfig};
+use crate::{ByteSize, CharBackend, HugePages, MachineConfig};
 
 /// What the backend and the host can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,7 +228,7 @@ impl MachineConfig {
                 ),
             );
         }
-        let page = if self.memory.hugepages {
+        let page = if self.memory.hugepages == HugePages::On {
             2 << 20
         } else {
             Limits::PAGE

@@ -3,8 +3,8 @@
 use std::fs;
 
 use caisson_config::{
-    Accel, ByteSize, CharBackend, DebugExit, FileBackend, Limits, MachineConfig, Memory, OnReboot,
-    SocketBackend,
+    Accel, ByteSize, CharBackend, DebugExit, FileBackend, HugePages, Limits, MachineConfig, Memory,
+    OnReboot, SocketBackend,
 };
 
 const LIMITS: Limits = Limits {
@@ -22,8 +22,7 @@ fn full() -> MachineConfig {
         cpus: 4,
         memory: Memory {
             size: ByteSize::from_mib(1536),
-            hugepages: true,
-            shared: false,
+            hugepages: HugePages::On,
         },
         accel: Accel::Soft,
         serial: vec![
@@ -68,7 +67,6 @@ debugcon = { file = "debug.log" }
 [memory]
 size = "1.5G"
 hugepages = true
-shared = false
 
 [debug-exit]
 port = 0x501
@@ -83,7 +81,7 @@ accel = "soft"
 on-reboot = "stop"
 serial = ["stdio", "file=com2.log,append=on", "socket=com3.sock", "null"]
 debugcon = "file=debug.log"
-memory = "1536M,hugepages,shared=off"
+memory = "1536M,hugepages"
 debug-exit = "0x501"
 "#;
     let in_json = r#"{
@@ -91,7 +89,7 @@ debug-exit = "0x501"
 "cmdline": "console=ttyS0 quiet", "cpus": 4, "accel": "soft", "on-reboot": "stop",
 "serial": ["stdio", {"file": "com2.log,append=on"}, {"socket": "com3.sock"}, {"null": null}],
 "debugcon": {"file": {"path": "debug.log"}},
-"memory": {"size": "1536M", "hugepages": true, "shared": false},
+"memory": {"size": "1536M", "hugepages": "on"},
 "debug-exit": 1281
 }"#;
     assert_eq!(MachineConfig::from_toml(in_full).unwrap(), full());
@@ -114,8 +112,7 @@ serial = ["stdio", { file = { path = "com2.log", append = true } }, { socket = {
 
 [memory]
 size = "1536M"
-hugepages = true
-shared = false
+hugepages = "on"
 
 [debugcon.file]
 path = "debug.log"
@@ -153,7 +150,7 @@ did you mean `memory`?",
   |
 3 | hugepage = true
   | ^^^^^^^^
-unknown field `hugepage`, expected one of `size`, `hugepages`, `shared`
+unknown field `hugepage`, expected `size` or `hugepages`
 did you mean `hugepages`?",
         ),
         (

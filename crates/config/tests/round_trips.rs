@@ -1,8 +1,8 @@
 //! Property tests: every description survives each way of writing it.
 
 use caisson_config::{
-    Accel, ByteSize, CharBackend, DebugExit, FileBackend, HostPath, ImageName, MachineConfig,
-    MachineName, Memory, OnReboot, SocketBackend, options,
+    Accel, ByteSize, CharBackend, DebugExit, FileBackend, HostPath, HugePages, ImageName,
+    MachineConfig, MachineName, Memory, OnReboot, SocketBackend, options,
 };
 use proptest::prelude::*;
 
@@ -34,10 +34,14 @@ fn backend() -> impl Strategy<Value = CharBackend> {
 }
 
 fn memory() -> impl Strategy<Value = Memory> {
-    (any::<u64>(), any::<bool>(), any::<bool>()).prop_map(|(bytes, hugepages, shared)| Memory {
+    let hugepages = prop_oneof![
+        Just(HugePages::Auto),
+        Just(HugePages::On),
+        Just(HugePages::Off)
+    ];
+    (any::<u64>(), hugepages).prop_map(|(bytes, hugepages)| Memory {
         size: ByteSize::from_bytes(bytes),
         hugepages,
-        shared,
     })
 }
 

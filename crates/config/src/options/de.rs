@@ -211,6 +211,17 @@ impl<'de> Deserializer<'de> for Scalar {
     type Error = OptionError;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, OptionError> {
+        match self.value {
+            Some(text) => visitor.visit_string(text),
+            None => visitor.visit_bool(true),
+        }
+    }
+
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, OptionError> {
+        visitor.visit_string(self.text()?)
+    }
+
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, OptionError> {
         visitor.visit_string(self.text()?)
     }
 
@@ -269,8 +280,8 @@ impl<'de> Deserializer<'de> for Scalar {
     }
 
     forward_to_deserialize_any! {
-        f32 f64 char str string bytes byte_buf unit unit_struct seq tuple tuple_struct map
-        identifier ignored_any
+        f32 f64 char bytes byte_buf unit unit_struct seq tuple tuple_struct map identifier
+        ignored_any
     }
 }
 
