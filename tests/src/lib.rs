@@ -1,1 +1,3 @@
 //! Harness for whole-VM tests.
+
+pub mod guests;

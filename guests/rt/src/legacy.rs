@@ -1,0 +1,1 @@
+//! Protected mode without long mode, virtual-8086 mode and real mode.
