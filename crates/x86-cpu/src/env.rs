@@ -29,8 +29,8 @@ pub trait Env {
     /// store must be announced by [`Self::code_written`].
     fn allow_write_tag(&mut self, page: u64) -> bool;
     /// `len` bytes at guest physical address `gpa`, in one page without a write
-    /// tag, are about to be stored. `true` if the block being executed may be
-    /// among those invalidated.
+    /// tag, have been stored. `true` if code was invalidated: the block being
+    /// executed may be among it.
     fn code_written(&mut self, gpa: u64, len: u64) -> bool;
     /// Reads a device register of 1 to 64 bytes.
     fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) -> IoOutcome;
@@ -58,9 +58,10 @@ pub trait Env {
     fn begin_exclusive(&mut self);
     /// Lets the other vCPUs go on.
     fn end_exclusive(&mut self);
-    /// Translations changed: code reached through linear addresses must be
-    /// looked up again.
-    fn translations_changed(&mut self);
+    /// Code is about to be decoded from page `page`: `granules` has a bit for
+    /// each 64 bytes of it. From now on stores there must reach
+    /// [`Self::code_written`] on every vCPU.
+    fn code_page(&mut self, page: u64, granules: u64);
     /// The guest executed PAUSE.
     fn pause(&mut self);
     /// Executable memory for native thunks is wanted: places `code` and returns

@@ -81,6 +81,10 @@ impl Segment {
     pub fn long(&self) -> bool {
         self.attributes & 0x2000 != 0
     }
+    /// Base 0, limit 4 GiB, writable, grows up.
+    pub fn is_flat(&self) -> bool {
+        self.base == 0 && self.limit == u32::MAX && !self.unusable && self.attributes & 0x9e == 0x92
+    }
     /// D/B: 32-bit default.
     pub fn big(&self) -> bool {
         self.attributes & 0x4000 != 0
@@ -200,6 +204,8 @@ pub mod mode {
     pub const LONG: u32 = 1 << 16;
     /// Alignment checking is on (CR0.AM, EFLAGS.AC, CPL 3).
     pub const ALIGN: u32 = 1 << 17;
+    /// ES, SS and DS are writable, based at 0 with a limit of 4 GiB.
+    pub const FLAT: u32 = 1 << 18;
 }
 
 /// Bits of [`Cpu::request`].
@@ -242,6 +248,9 @@ pub struct Cpu {
     pub request: AtomicU32,
     /// See [`mode`].
     pub mode: u32,
+    /// Counts changes of translations and of code; what was found through a linear
+    /// address under an older count must be looked up again.
+    pub code_generation: u64,
     /// Guest instructions retired.
     pub retired: u64,
     /// RIP while not inside a block, and whenever a handler returns anything but a link.
@@ -312,6 +321,8 @@ pub struct Cpu {
     pub replay: crate::mem::Replay,
     /// Counters.
     pub stats: Stats,
+    /// Width of guest physical addresses, in bits (CPUID 8000_0008h).
+    pub phys_bits: u8,
     /// The vCPU's surroundings while it runs.
     pub env: Option<*mut dyn Env>,
 }
@@ -450,6 +461,13 @@ impl Cpu {
         set(long, mode::LONG);
         let ac = self.rflags_system & flags::AC != 0;
         set(ac && self.cr0 & cr0::AM != 0 && self.cpl == 3, mode::ALIGN);
+        set(
+            !code64
+                && [seg::ES, seg::SS, seg::DS]
+                    .iter()
+                    .all(|&s| self.segments[s].is_flat()),
+            mode::FLAT,
+        );
         self.mode = m;
         for s in seg::ES..=seg::GS {
             let base = if code64 && s < seg::FS {

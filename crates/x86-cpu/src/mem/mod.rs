@@ -5,6 +5,7 @@
 //! memory itself, or the bounce buffer for device registers and page-crossing
 //! operands), and *ended*, which carries a bounced store to where it belongs.
 
+pub mod ea;
 pub mod fast;
 mod linear;
 mod slow;

@@ -79,6 +79,8 @@ pub struct PendingAccess {
     /// Bounced: the pieces must be stored by `end_write`.
     bounced: bool,
     exclusive: bool,
+    /// An unbounced store to announce when it has been made.
+    announce: Option<(u64, u64)>,
 }
 
 #[derive(Clone, Copy, Default, Debug)]
@@ -266,7 +268,7 @@ impl Cpu {
         size: usize,
         privilege: Privilege,
     ) -> Result<*mut u8, Fault> {
-        self.begin_store(address, size, privilege, false)
+        self.begin_store(address, size, privilege)
     }
 
     /// Begins a read-modify-write: as [`Self::begin_write`], with the old bytes
@@ -282,7 +284,7 @@ impl Cpu {
         privilege: Privilege,
         locked: bool,
     ) -> Result<*mut u8, Fault> {
-        let p = self.begin_store(address, size, privilege, true)?;
+        let p = self.begin_store(address, size, privilege)?;
         if self.access.bounced {
             if locked {
                 self.env().begin_exclusive();
@@ -322,7 +324,6 @@ impl Cpu {
         address: u64,
         size: usize,
         privilege: Privilege,
-        rmw: bool,
     ) -> Result<*mut u8, Fault> {
         self.check_alignment(address, size, privilege)?;
         self.access = PendingAccess::default();
@@ -341,14 +342,11 @@ impl Cpu {
         } else {
             None
         };
-        let _ = rmw;
         self.match_breakpoints(address, size, true);
         if size <= first && a.writable && !a.host.is_null() {
-            // A page with code in it: the store may go straight to memory once
-            // it has been announced.
-            if self.env().code_written(a.gpa, size as u64) {
-                self.break_block = true;
-            }
+            // A page with code in it: the store may go straight to memory, and
+            // is announced once it is there.
+            self.access.announce = Some((a.gpa, size as u64));
             return Ok(a.host);
         }
         let piece = |t: &Target, len| Piece {
@@ -373,6 +371,11 @@ impl Cpu {
     /// Only parked device writes: memory was checked at the beginning.
     pub fn end_write(&mut self) -> Result<(), Fault> {
         if !self.access.bounced {
+            if let Some((gpa, len)) = self.access.announce.take()
+                && self.env().code_written(gpa, len)
+            {
+                self.break_block = true;
+            }
             return Ok(());
         }
         let access = core::mem::take(&mut self.access);
@@ -391,11 +394,11 @@ impl Cpu {
             if piece.host == 0 {
                 self.device_write(false, piece.gpa, data)?;
             } else {
+                // SAFETY: `len` bytes at `host` are inside their page.
+                unsafe { copy(piece.host as *mut u8, data.as_ptr(), piece.len) };
                 if piece.announced && self.env().code_written(piece.gpa, piece.len as u64) {
                     self.break_block = true;
                 }
-                // SAFETY: `len` bytes at `host` are inside their page.
-                unsafe { copy(piece.host as *mut u8, data.as_ptr(), piece.len) };
             }
             at += piece.len;
         }
