@@ -3,7 +3,7 @@
 //! A map is built once ([`AddressMapBuilder`]), published behind an atomically replaceable pointer by its user, and
 //! never changed: claiming or releasing a range makes a new map from the old one.
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::fmt;
 
 use crate::{Access, AddressRange, Space};
@@ -56,19 +56,8 @@ impl fmt::Display for Claimant {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClaimError {
     /// Some of the range belongs to another claim.
-    #[error(
-        "{claimant} cannot have {range}: it overlaps {other_range} of {other}; move one of the two devices"
-    )]
-    Overlap {
-        /// The range asked for.
-        range: AddressRange,
-        /// Who asked.
-        claimant: Claimant,
-        /// The range that is in the way.
-        other_range: AddressRange,
-        /// Whose it is.
-        other: Claimant,
-    },
+    #[error(transparent)]
+    Overlap(Box<Overlap>),
     /// The range is empty or runs past the end of its space.
     #[error(
         "{claimant} cannot have {range}: a range holds at least one address and ends within its space"
@@ -79,6 +68,22 @@ pub enum ClaimError {
         /// Who asked.
         claimant: Claimant,
     },
+}
+
+/// Two claims that want the same addresses.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{claimant} cannot have {range}: it overlaps {other_range} of {other}; move one of the two devices"
+)]
+pub struct Overlap {
+    /// The range asked for.
+    pub range: AddressRange,
+    /// Who asked.
+    pub claimant: Claimant,
+    /// The range that is in the way.
+    pub other_range: AddressRange,
+    /// Whose it is.
+    pub other: Claimant,
 }
 
 /// A caller's memory of its last hit, which makes the next access to the same range cheap. Each vCPU thread keeps its
@@ -278,12 +283,12 @@ impl<T> AddressMapBuilder<T> {
             .filter(|before| before.range.contains(range.base))
             .or_else(|| ranges.get(index).filter(|after| after.range.base <= last));
         if let Some(other) = in_the_way {
-            return Err(ClaimError::Overlap {
+            return Err(ClaimError::Overlap(Box::new(Overlap {
                 range,
                 claimant,
                 other_range: other.range,
                 other: other.claimant.clone(),
-            });
+            })));
         }
         ranges.insert(
             index,
