@@ -17,5 +17,7 @@ pub mod mem;
 pub mod mmu;
 pub mod state;
 pub mod sys;
+#[cfg(test)]
+pub(crate) mod testenv;
 pub mod tlb;
 pub mod vector;

@@ -304,6 +304,8 @@ pub struct Cpu {
     pub pending_db: u64,
     /// The exception being delivered, for the double-fault rules.
     pub delivering: Option<u8>,
+    /// What the single-step logic remembers of the instruction in progress.
+    pub step: crate::sys::debug::Step,
 
     /// ZMM0 to ZMM31; legacy SSE uses the low 16 bytes of the first 16.
     pub vec: [VecReg; 32],

@@ -54,9 +54,7 @@ impl Rights {
         if self.user() && smap && privilege == Privilege::Supervisor {
             return false;
         }
-        intent == Intent::Read
-            || self.all & bit::RW != 0
-            || !user_access && cpu.cr0 & cr0::WP == 0
+        intent == Intent::Read || self.all & bit::RW != 0 || !user_access && cpu.cr0 & cr0::WP == 0
     }
 }
 
