@@ -5,7 +5,8 @@
 //! registers of the first vCPU). Nothing touches guest memory, so the same
 //! lists serve direct boot, a re-boot, an IGVM writer and a launch digest.
 //!
-//! * [`load`] takes a kernel file of any accepted kind (see [`KernelKind`]).
+//! * [`load`] takes a kernel file of any accepted kind (see [`KernelKind`]),
+//! * [`acpi::build`] and [`smbios::build`] make the tables that describe the machine.
 //!
 //! # Which protocol a file is started with
 //! A file may be several things at once. [`load`] takes the first that applies:
@@ -28,6 +29,7 @@
 #![forbid(unsafe_code)]
 extern crate alloc;
 
+pub mod acpi;
 mod boot_state;
 mod bytes;
 
@@ -41,6 +43,7 @@ mod memory_map;
 mod multiboot;
 mod paging;
 mod pvh;
+pub mod smbios;
 mod stage;
 
 pub use boot_state::{BOOT_GDT, BootMode, BootState, CODE_SELECTOR, DATA_SELECTOR, TSS_SELECTOR};
