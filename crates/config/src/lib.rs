@@ -51,7 +51,7 @@ pub mod defaults {
     /// Name of a machine that was not given one.
     pub const NAME: &str = "caisson";
     /// The image that runs when neither an image nor a kernel is named.
-    pub const IMAGE: &str = "debian";
+    pub const IMAGE: &str = "mini";
     /// vCPUs.
     pub const CPUS: u32 = 1;
     /// Guest RAM.

@@ -47,6 +47,13 @@ impl HostPath {
     }
 }
 
+#[cfg(feature = "std")]
+impl AsRef<std::path::Path> for HostPath {
+    fn as_ref(&self) -> &std::path::Path {
+        self.as_path()
+    }
+}
+
 impl FromStr for HostPath {
     type Err = HostPathError;
 

@@ -129,7 +129,7 @@ fn an_empty_file_is_the_default_machine() {
     assert_eq!(config, MachineConfig::default());
     assert_eq!(config, MachineConfig::from_json("{}").unwrap());
     assert_eq!(config.validate(&LIMITS), Ok(()));
-    assert_eq!(config.effective_image().unwrap().as_str(), "debian");
+    assert_eq!(config.effective_image().unwrap().as_str(), "mini");
 }
 
 #[test]
@@ -234,7 +234,7 @@ fn each_problem_names_the_thing_the_cause_and_the_way_out() {
             "memory: 257M is not a multiple of the page size, 2M; use 258M",
         ),
         (
-            "kernel = \"k\"\nimage = \"debian\"",
+            "kernel = \"k\"\nimage = \"mini\"",
             "kernel: an image brings its own kernel; give either an image or a kernel",
         ),
         (
