@@ -5,6 +5,7 @@
 //! or `caisson-guest: NAME: FAIL (F of N checks)`. The debug-exit device gets
 //! [`SUCCESS`] or [`FAILURE`].
 
+use crate::context::{Context, Exit};
 use crate::port::{DEBUG_EXIT, outb};
 use crate::println;
 use core::fmt::{self, LowerHex};
@@ -95,6 +96,16 @@ impl Group<'_> {
         self.check(
             got == want,
             format_args!("{what}: got {got:#x}, want {want:#x}"),
+        )
+    }
+
+    /// Enters a context and checks how and where it was left.
+    pub fn run(&mut self, what: &str, context: &mut Context, want: Exit, rip: u64) -> bool {
+        let got = context.enter();
+        let at = context.rip;
+        self.check(
+            got == want && at == rip,
+            format_args!("{what}: got {got} at {at:#x}, want {want} at {rip:#x}"),
         )
     }
 

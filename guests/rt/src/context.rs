@@ -59,7 +59,7 @@ pub struct Context {
     pub vector: u64,
     /// Error code, all-ones if none was pushed.
     pub error: u64,
-    /// RSP after the processor pushed frame and error code.
+    /// Address of the saved RIP: where the processor's frame starts, error code aside.
     pub entry_rsp: u64,
     /// RFLAGS that the processor set up for the handler.
     pub entry_rflags: u64,

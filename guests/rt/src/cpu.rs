@@ -348,6 +348,11 @@ pub mod has {
         (v.ebx, v.edx, v.ecx) == (0x6874_7541, 0x6974_6E65, 0x444D_4163)
             || (v.ebx, v.edx, v.ecx) == (0x6F67_7948, 0x6E65_476E, 0x656E_6975)
     }
+    /// The guest runs on QEMU's TCG, where a few checks would wedge the machine.
+    pub fn qemu_tcg() -> bool {
+        let v = core::arch::x86_64::__cpuid_count(0x4000_0000, 0);
+        super::cpuid(1, 0).ecx >> 31 != 0 && v.ebx == u32::from_le_bytes(*b"TCGT")
+    }
     /// Physical address width in bits.
     pub fn physical_bits() -> u32 {
         cpuid(0x8000_0008, 0).eax & 0xFF
