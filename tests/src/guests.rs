@@ -62,7 +62,18 @@ const fn guest(name: &'static str, cpus: u32) -> Guest {
 }
 
 /// Every guest, in the order of what builds on what.
-pub const GUESTS: &[Guest] = &[guest("hello", 1), guest("exceptions", 1)];
+pub const GUESTS: &[Guest] = &[
+    guest("hello", 1),
+    guest("exceptions", 1),
+    guest("modes", 1),
+    guest("segments", 1),
+    guest("paging", 1),
+    guest("access", 1),
+    guest("idt", 1),
+    guest("debug", 1),
+    guest("encodings", 1),
+    guest("syscall", 1),
+];
 
 /// Path of a guest's ELF, building all guests on first use.
 ///

@@ -240,7 +240,7 @@ legacy_leave:
     mov ecx, 0x10
     mov ss, ecx
     mov es, ecx
-    mov esp, offset legacy_stack_end
+    mov esp, offset legacy_exit_stack
     push 2
     popfd
     mov ebx, cr0
@@ -428,6 +428,8 @@ legacy_cr3: .long 0
 legacy_cr4: .long 0
 legacy_efer: .long 0
     .balign 16
+    .skip 64
+legacy_exit_stack:
     .skip 4096
     .global legacy_stack_end
 legacy_stack_end:
@@ -529,7 +531,10 @@ pub fn set_tss_field(offset: u32, value: u32) {
 
 /// Writes a descriptor of the legacy GDT.
 pub fn set_gdt(selector: u32, value: u64) {
-    write(&raw const legacy_gdt as u64 + u64::from(selector & !7), value);
+    write(
+        &raw const legacy_gdt as u64 + u64::from(selector & !7),
+        value,
+    );
 }
 
 /// Reads a descriptor of the legacy GDT.
@@ -557,7 +562,11 @@ pub fn set_idt(vector: u8, value: u64) {
 
 /// Puts the runtime's gate of a vector back.
 pub fn reset_idt(vector: u8) {
-    let access = if matches!(vector, 3 | 4) || vector >= 0x30 { 0xEE } else { 0x8E };
+    let access = if matches!(vector, 3 | 4) || vector >= 0x30 {
+        0xEE
+    } else {
+        0x8E
+    };
     set_idt(vector, gate(sel::CODE32, stub(vector), access));
 }
 
@@ -581,7 +590,10 @@ fn prepare() {
     if READY.swap(true, Ordering::SeqCst) {
         return;
     }
-    let (start, end) = (&raw const legacy_low_start as u64, &raw const legacy_low_end as u64);
+    let (start, end) = (
+        &raw const legacy_low_start as u64,
+        &raw const legacy_low_end as u64,
+    );
     assert!(end - start < u64::from(LOW_CONTEXT - LOW));
     for i in 0..end - start {
         write::<u8>(u64::from(LOW) + i, read(start + i));
@@ -589,7 +601,10 @@ fn prepare() {
     for vector in 0..128u32 {
         reset_idt(vector as u8);
         // Segment 0, offset of the stub.
-        write::<u32>(u64::from(vector) * 4, &raw const low_stubs as u64 as u32 + vector * 8);
+        write::<u32>(
+            u64::from(vector) * 4,
+            &raw const low_stubs as u64 as u32 + vector * 8,
+        );
     }
     for offset in (0..104 + 64).step_by(4) {
         set_tss_field(offset, 0);
@@ -623,17 +638,38 @@ impl LegacyContext {
     /// Ring 3 in 32-bit protected mode.
     pub fn user(eip: u32, esp: u32) -> Self {
         let data = sel::USER_DATA;
-        Self { cs: sel::USER_CODE32, ss: data, ds: data, es: data, fs: data, gs: data, ..Self::protected(eip, esp) }
+        Self {
+            cs: sel::USER_CODE32,
+            ss: data,
+            ds: data,
+            es: data,
+            fs: data,
+            gs: data,
+            ..Self::protected(eip, esp)
+        }
     }
 
     /// Virtual-8086 mode: real-mode segments.
     pub fn v86(cs: u32, ip: u32, ss: u32, sp: u32) -> Self {
-        Self { cs, ss, ds: 0, es: 0, fs: 0, gs: 0, eflags: 0x20002, ..Self::protected(ip, sp) }
+        Self {
+            cs,
+            ss,
+            ds: 0,
+            es: 0,
+            fs: 0,
+            gs: 0,
+            eflags: 0x20002,
+            ..Self::protected(ip, sp)
+        }
     }
 
     /// Real mode.
     pub fn real(cs: u32, ip: u32, ss: u32, sp: u32) -> Self {
-        Self { cr0: 0x30, eflags: 2, ..Self::v86(cs, ip, ss, sp) }
+        Self {
+            cr0: 0x30,
+            eflags: 2,
+            ..Self::v86(cs, ip, ss, sp)
+        }
     }
 
     /// Runs the state until its next exception or interrupt; gives the vector
@@ -651,5 +687,8 @@ impl LegacyContext {
 
 /// The pointer operand for LGDT and LIDT of a table in 32-bit code.
 pub const fn table(base: u32, limit: u16) -> TablePointer {
-    TablePointer { limit, base: base as u64 }
+    TablePointer {
+        limit,
+        base: base as u64,
+    }
 }

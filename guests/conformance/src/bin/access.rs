@@ -41,7 +41,14 @@ struct Control {
 }
 
 /// What the architecture says: the page-fault error code, or success.
-fn model(upper: u64, leaf: u64, large: bool, c: Control, access: Access, user: bool) -> Result<(), u64> {
+fn model(
+    upper: u64,
+    leaf: u64,
+    large: bool,
+    c: Control,
+    access: Access,
+    user: bool,
+) -> Result<(), u64> {
     let code = u64::from(access == Access::Write) << 1
         | u64::from(user) << 2
         | u64::from(access == Access::Fetch && (c.nxe || c.smep)) << 4;
@@ -85,7 +92,15 @@ struct Page {
 }
 
 /// Tries one access and compares everything with the model.
-fn probe(g: &mut Group, page: &Page, upper_bits: u64, leaf_bits: u64, c: Control, access: Access, user: bool) {
+fn probe(
+    g: &mut Group,
+    page: &Page,
+    upper_bits: u64,
+    leaf_bits: u64,
+    c: Control,
+    access: Access,
+    user: bool,
+) {
     let upper = page.table | upper_bits | A;
     let leaf = page.pa | leaf_bits;
     write(page.upper_slot, upper);
@@ -97,7 +112,11 @@ fn probe(g: &mut Group, page: &Page, upper_bits: u64, leaf_bits: u64, c: Control
         Access::Write => WRITE_AT,
         Access::Fetch => FETCH_AT,
     };
-    let mut context = if user { Context::user(code + entry, 0) } else { Context::kernel(code + entry, 0) };
+    let mut context = if user {
+        Context::user(code + entry, 0)
+    } else {
+        Context::kernel(code + entry, 0)
+    };
     context.rdi = page.va;
     context.rdx = 0xCC;
     if c.ac {
@@ -107,11 +126,23 @@ fn probe(g: &mut Group, page: &Page, upper_bits: u64, leaf_bits: u64, c: Control
     let after: u64 = read(page.leaf_slot);
     let (want, want_rip, want_leaf) = match model(upper, leaf, page.large, c, access, user) {
         Ok(()) => {
-            let rip = if access == Access::Fetch { page.va + 1 } else { code + entry + 3 };
-            (BP, rip, leaf | A | if access == Access::Write { D } else { 0 })
+            let rip = if access == Access::Fetch {
+                page.va + 1
+            } else {
+                code + entry + 3
+            };
+            (
+                BP,
+                rip,
+                leaf | A | if access == Access::Write { D } else { 0 },
+            )
         }
         Err(error) => {
-            let rip = if access == Access::Fetch { page.va } else { code + entry };
+            let rip = if access == Access::Fetch {
+                page.va
+            } else {
+                code + entry
+            };
             (Exit::code(14, error), rip, leaf)
         }
     };
@@ -142,21 +173,33 @@ fn probe(g: &mut Group, page: &Page, upper_bits: u64, leaf_bits: u64, c: Control
 
 /// Spreads the low bits of `n` over the given entry bits.
 fn spread(n: u64, bits: &[u64]) -> u64 {
-    bits.iter().enumerate().filter(|(i, _)| n >> i & 1 != 0).fold(0, |acc, (_, b)| acc | b)
+    bits.iter()
+        .enumerate()
+        .filter(|(i, _)| n >> i & 1 != 0)
+        .fold(0, |acc, (_, b)| acc | b)
 }
 
 fn apply(c: Control) {
     let bit = |on: bool, b: u64| if on { b } else { 0 };
     cpu::set_cr0(cpu::cr0() & !cr::WP | bit(c.wp, cr::WP));
-    cpu::set_cr4(cpu::cr4() & !(cr::SMEP | cr::SMAP) | bit(c.smep, cr::SMEP) | bit(c.smap, cr::SMAP));
-    cpu::wrmsr(msr::EFER, cpu::rdmsr(msr::EFER) & !msr::EFER_NXE | bit(c.nxe, msr::EFER_NXE));
+    cpu::set_cr4(
+        cpu::cr4() & !(cr::SMEP | cr::SMAP) | bit(c.smep, cr::SMEP) | bit(c.smap, cr::SMAP),
+    );
+    cpu::wrmsr(
+        msr::EFER,
+        cpu::rdmsr(msr::EFER) & !msr::EFER_NXE | bit(c.nxe, msr::EFER_NXE),
+    );
 }
 
 fn sweep(g: &mut Group, page: &Page, c: Control) {
     apply(c);
     for upper in 0..9 {
         // Eight combinations of W, U and NX, then not present.
-        let upper_bits = if upper == 8 { W | U } else { P | spread(upper, &[W, U, NX]) };
+        let upper_bits = if upper == 8 {
+            W | U
+        } else {
+            P | spread(upper, &[W, U, NX])
+        };
         for leaf in 0..64 {
             let leaf_bits = spread(leaf, &[P, W, U, A, D, NX]) | if page.large { PS } else { 0 };
             for access in [Access::Read, Access::Write, Access::Fetch] {
@@ -201,7 +244,13 @@ fn main(suite: &mut Suite) {
     for (page, name) in [(&small, "4 KiB pages"), (&large, "2 MiB pages")] {
         suite.group(name, |g| {
             for n in 0..16 {
-                let c = Control { wp: n & 1 != 0, smep: n & 2 != 0, smap: n & 4 != 0, ac: n & 8 != 0, nxe: true };
+                let c = Control {
+                    wp: n & 1 != 0,
+                    smep: n & 2 != 0,
+                    smap: n & 4 != 0,
+                    ac: n & 8 != 0,
+                    nxe: true,
+                };
                 // AC means something only with SMAP.
                 if (c.smep && !has::smep()) || (c.smap && !has::smap()) || (c.ac && !c.smap) {
                     continue;
@@ -209,25 +258,73 @@ fn main(suite: &mut Suite) {
                 sweep(g, page, c);
             }
             for smep in [false, has::smep()] {
-                sweep(g, page, Control { wp: true, smep, smap: false, ac: false, nxe: false });
+                sweep(
+                    g,
+                    page,
+                    Control {
+                        wp: true,
+                        smep,
+                        smap: false,
+                        ac: false,
+                        nxe: false,
+                    },
+                );
             }
         });
     }
-    let c = Control { wp: true, smep: false, smap: false, ac: false, nxe: true };
+    let c = Control {
+        wp: true,
+        smep: false,
+        smap: false,
+        ac: false,
+        nxe: true,
+    };
     apply(c);
     suite.group("reserved bits", |g| {
         for user in [false, true] {
             for access in [Access::Read, Access::Write, Access::Fetch] {
                 for rights in [0, W, U, W | U] {
-                    probe(g, &large, P | W | U, P | PS | rights | 1 << 13, c, access, user);
+                    probe(
+                        g,
+                        &large,
+                        P | W | U,
+                        P | PS | rights | 1 << 13,
+                        c,
+                        access,
+                        user,
+                    );
                     for page in [&small, &large] {
                         let ps = if page.large { PS } else { 0 };
-                        probe(g, page, P | W | U | 1 << 51, P | ps | rights, c, access, user);
-                        probe(g, page, P | W | U, P | ps | rights | 1 << 51, c, access, user);
+                        probe(
+                            g,
+                            page,
+                            P | W | U | 1 << 51,
+                            P | ps | rights,
+                            c,
+                            access,
+                            user,
+                        );
+                        probe(
+                            g,
+                            page,
+                            P | W | U,
+                            P | ps | rights | 1 << 51,
+                            c,
+                            access,
+                            user,
+                        );
                         // A not-present entry hides its reserved bits.
                         probe(g, page, P | W | U, ps | rights | 1 << 51, c, access, user);
                         // Available bits and G mean nothing to access rights.
-                        probe(g, page, P | W | U | 0xE00, P | ps | rights | 0xE00 | G | 0x7F << 52, c, access, user);
+                        probe(
+                            g,
+                            page,
+                            P | W | U | 0xE00,
+                            P | ps | rights | 0xE00 | G | 0x7F << 52,
+                            c,
+                            access,
+                            user,
+                        );
                         cpu::set_cr3(cpu::cr3());
                     }
                 }
