@@ -99,7 +99,7 @@ pub enum StateError {
     #[error("state of \"{id}\" cannot be saved: {what}")]
     Encode {
         /// The record's id.
-        id: &'static str,
+        id: String,
         /// Why.
         what: &'static str,
     },
@@ -110,16 +110,16 @@ impl StateRecord {
     ///
     /// # Errors
     /// When the id is empty or longer than 255 bytes, or the body longer than [`MAX_BODY_LEN`].
-    pub fn new(id: &'static str, version: u16, body: Vec<u8>) -> Result<Self, StateError> {
+    pub fn new(id: &str, version: u16, body: Vec<u8>) -> Result<Self, StateError> {
         if id.is_empty() || id.len() > 255 {
             return Err(StateError::Encode {
-                id,
+                id: id.to_owned(),
                 what: "an id has 1 to 255 bytes",
             });
         }
         if body.len() > MAX_BODY_LEN {
             return Err(StateError::Encode {
-                id,
+                id: id.to_owned(),
                 what: "the body is longer than 64 MiB",
             });
         }
@@ -275,7 +275,7 @@ pub trait SaveState: Serialize + DeserializeOwned {
     /// [`StateError::Encode`] when the state has no postcard form or is too long.
     fn to_record(&self) -> Result<StateRecord, StateError> {
         let body = postcard::to_allocvec(self).map_err(|_| StateError::Encode {
-            id: Self::ID,
+            id: Self::ID.to_owned(),
             what: "it has no postcard form",
         })?;
         StateRecord::new(Self::ID, Self::VERSION, body)

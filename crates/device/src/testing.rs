@@ -243,6 +243,76 @@ impl ByteSink for RecordedBytes {
     }
 }
 
+/// Drives `device` with whatever `input` says: reads and writes of every width at every offset of its claims, time that
+/// passes (with at most 64 expiries a step), polls and resets. What a guest and its host could do, in any order.
+pub fn exercise(device: &mut dyn Device, time: &ManualTime, input: &[u8]) {
+    let claims = device.claims();
+    let mut input = input.iter().copied();
+    while let Some(operation) = input.next() {
+        let mut number = |bytes: usize| -> u64 {
+            (0..bytes).fold(0, |value, _| {
+                value << 8 | u64::from(input.next().unwrap_or(0))
+            })
+        };
+        match operation & 0x0F {
+            0x0E => {
+                let shift = number(1) % 40;
+                time.advance(device, number(2) << shift, 64);
+            }
+            0x0F if operation == 0x0F => device.reset(crate::ResetKind::System),
+            0x0F => device.poll(&mut core::task::Context::from_waker(
+                core::task::Waker::noop(),
+            )),
+            low => {
+                let len = usize::from(operation >> 5) + 1;
+                let region = usize::from(low) % claims.len().max(1);
+                let Some(claim) = claims.get(region) else {
+                    continue;
+                };
+                let room = claim.range.len.saturating_sub(len as u64 - 1);
+                if room == 0 {
+                    continue;
+                }
+                let offset = number(if room > 256 { 2 } else { 1 }) % room;
+                let at = Access {
+                    space: claim.range.space,
+                    address: claim.range.base + offset,
+                    region: region as u32,
+                    offset,
+                };
+                let mut data = [0xFF; 8];
+                let _ = if operation & 0x10 == 0 {
+                    device.read(at, &mut data[..len])
+                } else {
+                    put_le(&mut data, number(len));
+                    device.write(at, &data[..len])
+                };
+            }
+        }
+    }
+}
+
+/// Checks that `device`'s state goes through bytes into `fresh`, a new device of the same kind on the same clock, and
+/// comes out unchanged.
+///
+/// # Panics
+/// When it does not.
+pub fn check_state(device: &dyn Device, fresh: &mut dyn Device) {
+    let record = device.save().expect("a running device can be saved");
+    let mut bytes = Vec::new();
+    record.encode(&mut bytes);
+    let decoded = crate::StateRecord::decode(&mut &bytes[..]).expect("what was encoded decodes");
+    fresh
+        .restore(&decoded)
+        .expect("what was saved can be restored");
+    assert_eq!(
+        fresh.save().as_ref(),
+        Ok(&record),
+        "the state of {}",
+        device.name()
+    );
+}
+
 /// The access to `address` in `space` that `device`'s claims give, if any.
 pub fn access(device: &dyn Device, space: Space, address: u64) -> Option<Access> {
     let claims = device.claims();

@@ -154,7 +154,7 @@ impl Lapic {
                 Effects::default()
             }
             regs::LVT_FIRST => self.write_timer_lvt(value, now),
-            regs::LVT_FIRST..=regs::LVT_LAST => {
+            regs::LVT_THERMAL..=regs::LVT_LAST => {
                 self.write_lvt(Lvt::of_register(register)?, value);
                 Effects::default()
             }

@@ -31,6 +31,7 @@ pub(crate) const ESR: u32 = 0x28;
 pub(crate) const ICR: u32 = 0x30;
 pub(crate) const ICR_HIGH: u32 = 0x31;
 pub(crate) const LVT_FIRST: u32 = 0x32;
+pub(crate) const LVT_THERMAL: u32 = 0x33;
 pub(crate) const LVT_LAST: u32 = 0x37;
 pub(crate) const TIMER_INITIAL: u32 = 0x38;
 pub(crate) const TIMER_CURRENT: u32 = 0x39;
