@@ -1,1 +1,29 @@
 //! Guest images: Debian kernel and initramfs from packages, and their cache.
+//!
+//! [`ImageStore`] keeps what was fetched under the user's cache folder and makes the built-in small
+//! guest, `mini`: Debian's cloud kernel with an initramfs of busybox and our own init program.
+//! Packages come through the host's apt, by name, and are unpacked by this crate's own code.
+//!
+//! What it leaves out: package scripts are never run, and nothing is installed on the host.
+#![forbid(unsafe_code)]
+
+mod apt;
+mod cmdline;
+mod deb;
+mod durable;
+mod error;
+mod initramfs;
+mod lock;
+mod manifest;
+mod mini;
+mod progress;
+mod store;
+
+pub use cmdline::{CmdlineOptions, GuestMode, default_cmdline};
+pub use deb::{Limits, unpack};
+pub use error::{ImageError, human_bytes};
+pub use initramfs::{INIT, InitramfsSpec, ModuleSet, build_initramfs, write_initramfs};
+pub use manifest::ImageInfo;
+pub use mini::{MINI, MiniImage};
+pub use progress::{Progress, Silent, TerminalProgress};
+pub use store::{ImageStore, Package};
