@@ -89,6 +89,17 @@ impl Segment {
     pub fn big(&self) -> bool {
         self.attributes & 0x4000 != 0
     }
+    /// Whether `size` bytes at `offset` are within the limit; expand-down data
+    /// segments exist only in protected mode.
+    pub fn contains(&self, offset: u64, size: u64, protected: bool) -> bool {
+        let last = offset + size.saturating_sub(1);
+        if protected && self.attributes & 0x1c == 0x14 {
+            let top = if self.big() { 0xffff_ffff } else { 0xffff };
+            offset > u64::from(self.limit) && last <= top
+        } else {
+            last <= u64::from(self.limit)
+        }
+    }
 }
 
 /// GDTR or IDTR.

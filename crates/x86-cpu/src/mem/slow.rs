@@ -519,15 +519,7 @@ impl Cpu {
             }
         }
         let offset = offset & 0xffff_ffff;
-        let last = offset + size.saturating_sub(1);
-        let expand_down = !v86_or_real && s.kind() & 0xc == 4;
-        let inside = if expand_down {
-            let top = if s.big() { 0xffff_ffff } else { 0xffff };
-            offset > u64::from(s.limit) && last <= top
-        } else {
-            last <= u64::from(s.limit)
-        };
-        if inside {
+        if s.contains(offset, size, !v86_or_real) {
             Ok(s.base.wrapping_add(offset) & 0xffff_ffff)
         } else {
             Err(fault)

@@ -145,7 +145,7 @@ fn every_combination_of_rights() {
 #[test]
 fn large_pages_and_their_reserved_bits() {
     let mut m = four_level();
-    let mut at = |m: &mut Machine, a| translate(&mut m.cpu, a, Intent::Read, Privilege::Supervisor);
+    let at = |m: &mut Machine, a| translate(&mut m.cpu, a, Intent::Read, Privilege::Supervisor);
     m.write_u64(PD + 24, 0x12_3460_0000 | PS | P | 1 << 12);
     assert_eq!(
         at(&mut m, ADDRESS).unwrap().gpa,
