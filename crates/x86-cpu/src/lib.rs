@@ -9,6 +9,7 @@
 #![cfg(target_arch = "x86_64")]
 extern crate alloc;
 
+pub mod cpuid;
 pub mod env;
 pub mod fault;
 pub mod flags;

@@ -332,6 +332,8 @@ pub struct Cpu {
     /// Accesses answered after a park, in the order in which the restarted
     /// instruction will make them.
     pub replay: crate::mem::Replay,
+    /// Executes vector, x87 and less frequent integer instructions.
+    pub vector: crate::vector::Unit,
     /// Counters.
     pub stats: Stats,
     /// Width of guest physical addresses, in bits (CPUID 8000_0008h).

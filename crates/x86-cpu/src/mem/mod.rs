@@ -10,5 +10,6 @@ pub mod fast;
 mod linear;
 mod slow;
 
+pub use ea::{address_mask, gpr_offset, segment_number};
 pub use linear::Privilege;
 pub use slow::{MAX_OPERAND, Mmio, PendingAccess, Replay};
