@@ -63,6 +63,7 @@ impl Cpu {
             tlbs: Tlb::new(),
             replay: Default::default(),
             stats: Stats::default(),
+            vector: crate::vector::Unit::default(),
             phys_bits: phys_bits.clamp(32, 52),
             env: None,
         };

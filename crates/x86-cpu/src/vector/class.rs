@@ -200,18 +200,7 @@ fn allowed_vex_gpr(m: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         m,
-        Andn | Bextr
-            | Blsi
-            | Blsmsk
-            | Blsr
-            | Bzhi
-            | Mulx
-            | Pdep
-            | Pext
-            | Rorx
-            | Sarx
-            | Shlx
-            | Shrx
+        Andn | Bextr | Blsi | Blsmsk | Blsr | Bzhi | Mulx | Pdep | Pext | Rorx | Sarx | Shlx | Shrx
     )
 }
 

@@ -110,4 +110,3 @@ pub(super) fn maskmov(cpu: &mut Cpu, insn: &Instruction) -> Result<(), Fault> {
     }
     Ok(())
 }
-

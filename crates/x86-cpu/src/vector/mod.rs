@@ -38,6 +38,8 @@ pub use self::{
     run::run,
     soft::SoftOp,
     thunk::{Args, SLOW, ThunkFn},
+    x87_layout::MXCSR_MASK,
+    xsave::{in_use, state_area, valid_xcr0},
 };
 use crate::{
     cpuid::Features,
@@ -152,7 +154,7 @@ impl Unit {
 
 impl Default for Unit {
     fn default() -> Self {
-        Self::new(Features::from_cpuid(crate::cpuid::guest_on_this_host))
+        Self::new(crate::cpuid::host_features())
     }
 }
 
@@ -275,8 +277,7 @@ fn prepare(cpu: &mut Cpu, insn: &Instruction, info: CodeInfo) -> Result<Op, Faul
                     size: size as u8,
                     access,
                     align_mask: if info.aligned { size as u8 - 1 } else { 0 },
-                    locked: insn.has_lock_prefix()
-                        || insn.mnemonic() == iced_x86::Mnemonic::Xchg,
+                    locked: insn.has_lock_prefix() || insn.mnemonic() == iced_x86::Mnemonic::Xchg,
                 });
             }
             _ => {}

@@ -2,9 +2,7 @@
 
 use iced_x86::{Instruction, OpKind};
 
-use super::{
-    Access, Kind, Memory, Op, SLOW, float, mmx, soft, x87, x87_layout::MXCSR_MASK,
-};
+use super::{Access, Kind, Memory, Op, SLOW, float, mmx, soft, x87, x87_layout::MXCSR_MASK};
 use crate::{
     fault::{Fault, vector},
     flow::Flow,
@@ -84,13 +82,7 @@ fn call_and_store(cpu: &mut Cpu, op: &Op, p: *mut u8) -> Result<u32, Fault> {
     Ok(raised)
 }
 
-fn native(
-    cpu: &mut Cpu,
-    insn: &Instruction,
-    op: &Op,
-    float: bool,
-    mmx: bool,
-) -> Result<(), Fault> {
+fn native(cpu: &mut Cpu, insn: &Instruction, op: &Op, float: bool, mmx: bool) -> Result<(), Fault> {
     if mmx {
         x87::check_pending(cpu)?;
     }
@@ -141,12 +133,7 @@ fn float_store(cpu: &mut Cpu, insn: &Instruction, op: &Op) -> Result<(), Fault> 
         .inspect_err(|_| cpu.set_mxcsr(mxcsr))
 }
 
-fn call_float(
-    cpu: &mut Cpu,
-    insn: &Instruction,
-    op: &Op,
-    p: *mut u8,
-) -> Result<u32, Fault> {
+fn call_float(cpu: &mut Cpu, insn: &Instruction, op: &Op, p: *mut u8) -> Result<u32, Fault> {
     // SAFETY: as in `call_and_store`.
     let raised = unsafe { (op.thunk)(cpu, &op.args, p) };
     if raised != SLOW {
@@ -295,7 +282,8 @@ fn divide(cpu: &mut Cpu, insn: &Instruction, op: &Op, signed: bool) -> Result<()
         let n = extend(dividend, 2 * bits);
         let d = extend(divisor.into(), bits);
         let limit = 1i128 << (bits - 1);
-        n.checked_div(d).is_some_and(|q| (-limit..limit).contains(&q))
+        n.checked_div(d)
+            .is_some_and(|q| (-limit..limit).contains(&q))
     } else {
         dividend
             .checked_div(divisor.into())
@@ -334,4 +322,3 @@ pub(super) fn at_rdi(cpu: &Cpu, insn: &Instruction) -> (usize, u64) {
         cpu.regs[crate::state::reg::RDI] & mask,
     )
 }
-

@@ -316,11 +316,7 @@ pub(super) fn generate(
         ))?;
     }
     if info.class == Class::X87 {
-        a.one(
-            Code::Fxrstor64_m512byte,
-            CPU,
-            offset_of!(Cpu, fpu) as i64,
-        )?;
+        a.one(Code::Fxrstor64_m512byte, CPU, offset_of!(Cpu, fpu) as i64)?;
     }
     if flags_in {
         a.load(
@@ -339,7 +335,10 @@ pub(super) fn generate(
         (Register::RBX, 24),
     ];
     if implicit[3].0 {
-        if operands.iter().any(|o| o.host.full_register() == Register::R11) {
+        if operands
+            .iter()
+            .any(|o| o.host.full_register() == Register::R11)
+        {
             return None;
         }
         a.put(Instruction::with2(
@@ -404,21 +403,11 @@ pub(super) fn generate(
     }
     if flags_out {
         if info.float {
-            a.store(
-                Code::Mov_rm64_r64,
-                CPU,
-                offset_of!(Cpu, cc),
-                Register::R11,
-            )?;
+            a.store(Code::Mov_rm64_r64, CPU, offset_of!(Cpu, cc), Register::R11)?;
         } else {
             // lahf; seto al; movzx eax, ax
             a.bytes(&[0x9f, 0x0f, 0x90, 0xc0, 0x0f, 0xb7, 0xc0]);
-            a.store(
-                Code::Mov_rm64_r64,
-                CPU,
-                offset_of!(Cpu, cc),
-                Register::RAX,
-            )?;
+            a.store(Code::Mov_rm64_r64, CPU, offset_of!(Cpu, cc), Register::RAX)?;
         }
     }
     if info.class == Class::X87 {
@@ -462,7 +451,12 @@ fn float_begin(a: &mut Code64) -> Option<()> {
     a.bytes(&[0xc3]);
     // and eax, 0xffc0; or eax, 0x1f80; mov [rsp-8], eax
     a.bytes(&[0x25, 0xc0, 0xff, 0, 0, 0x0d, 0x80, 0x1f, 0, 0]);
-    a.store(Code::Mov_rm32_r32, Register::RSP, 0usize.wrapping_sub(8), Register::EAX)?;
+    a.store(
+        Code::Mov_rm32_r32,
+        Register::RSP,
+        0usize.wrapping_sub(8),
+        Register::EAX,
+    )?;
     a.one(Code::Ldmxcsr_m32, Register::RSP, -8)
 }
 
@@ -471,7 +465,12 @@ fn float_begin(a: &mut Code64) -> Option<()> {
 fn float_end(a: &mut Code64, wide: bool) -> Option<()> {
     a.one(Code::Stmxcsr_m32, Register::RSP, -8)?;
     default_mxcsr(a)?;
-    a.load(Code::Mov_r32_rm32, Register::EAX, Register::RSP, 0usize.wrapping_sub(8))?;
+    a.load(
+        Code::Mov_r32_rm32,
+        Register::EAX,
+        Register::RSP,
+        0usize.wrapping_sub(8),
+    )?;
     // and eax, 0x3f
     a.bytes(&[0x83, 0xe0, 0x3f]);
     a.load(Code::Mov_r32_rm32, Register::ECX, CPU, MXCSR)?;

@@ -239,14 +239,3 @@ pub(super) fn initialize(image: &mut FpuImage) {
     set_quad(image, FIP, 0);
     set_quad(image, FDP, 0);
 }
-
-impl FpuImage {
-    /// The state after power-up or INIT-free reset (Intel SDM Vol. 3 table 11-1),
-    /// MXCSR included.
-    pub fn reset() -> Self {
-        let mut image = Self([0; 512]);
-        set_word(&mut image, FCW, 0x37f);
-        image.0[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
-        image
-    }
-}

@@ -18,20 +18,30 @@ const X87: u64 = 1;
 const SSE: u64 = 2;
 const AVX: u64 = 4;
 /// All components that exist.
-pub const COMPONENTS: u64 = X87 | SSE | AVX;
+const COMPONENTS: u64 = X87 | SSE | AVX;
 /// Where the header is.
 const HEADER: usize = 512;
 /// Where the AVX component is, in both forms: no other one comes before it.
-pub const AVX_OFFSET: usize = 576;
+const AVX_OFFSET: usize = 576;
 /// Bytes 128 to 255 of YMM0 to YMM15.
-pub const AVX_SIZE: usize = 256;
+const AVX_SIZE: usize = 256;
 /// The whole area.
-pub const AREA: usize = AVX_OFFSET + AVX_SIZE;
+const AREA: usize = AVX_OFFSET + AVX_SIZE;
 /// XCOMP_BV bit 63: compacted form.
 const COMPACTED: u64 = 1 << 63;
 const DEFAULT_MXCSR: u32 = 0x1f80;
 
 const XMM: usize = 160;
+
+/// Size in bytes of the XSAVE area for the components in `xcr0`; the same in
+/// both forms.
+pub fn state_area(xcr0: u64) -> u32 {
+    if xcr0 & AVX != 0 {
+        AREA as u32
+    } else {
+        AVX_OFFSET as u32
+    }
+}
 
 /// Number of vector registers that the present mode can name.
 fn registers(cpu: &Cpu) -> usize {
@@ -42,14 +52,7 @@ fn wide(insn: &Instruction) -> bool {
     use Mnemonic::*;
     matches!(
         insn.mnemonic(),
-        Fxsave64
-            | Fxrstor64
-            | Xsave64
-            | Xsaveopt64
-            | Xsavec64
-            | Xsaves64
-            | Xrstor64
-            | Xrstors64
+        Fxsave64 | Fxrstor64 | Xsave64 | Xsaveopt64 | Xsavec64 | Xsaves64 | Xrstor64 | Xrstors64
     )
 }
 
@@ -103,13 +106,7 @@ fn mxcsr_of(area: &[u8]) -> Result<u32, Fault> {
 }
 
 /// The operand's linear address, aligned to `align`.
-fn area(
-    cpu: &Cpu,
-    insn: &Instruction,
-    size: u64,
-    align: u64,
-    write: bool,
-) -> Result<u64, Fault> {
+fn area(cpu: &Cpu, insn: &Instruction, size: u64, align: u64, write: bool) -> Result<u64, Fault> {
     let at = cpu.operand_address(insn, size, write)?;
     if at % align != 0 {
         return Err(Fault::gp(0));
@@ -194,7 +191,11 @@ pub(super) fn xsave(cpu: &mut Cpu, insn: &Instruction, op: SoftOp) -> Result<(),
     if compacted && cpu.mxcsr() != DEFAULT_MXCSR {
         used |= SSE;
     }
-    let saved = if op == SoftOp::Xsave { rfbm } else { rfbm & used };
+    let saved = if op == SoftOp::Xsave {
+        rfbm
+    } else {
+        rfbm & used
+    };
     let mut out = [0; AREA];
     put_x87(cpu, &mut out, wide(insn));
     put_mxcsr(cpu, &mut out);
