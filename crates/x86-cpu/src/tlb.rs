@@ -32,6 +32,9 @@ pub mod meta {
     pub const GLOBAL: u64 = 1;
     /// The translation belongs to a user page.
     pub const USER: u64 = 2;
+    /// The translation is a piece of a page larger than 4 KiB, which INVLPG
+    /// anywhere in that page must drop.
+    pub const LARGE: u64 = 4;
 }
 
 /// A tag that no address indexing slot `slot` can equal.
@@ -59,6 +62,8 @@ pub const fn slot(address: u64) -> usize {
 pub struct Tlb {
     entries: Box<[TlbEntry]>,
     log: [Vec<u16>; Tlb::ARRAYS],
+    /// Pieces of large pages may be present.
+    large: bool,
 }
 
 impl Tlb {
@@ -79,6 +84,7 @@ impl Tlb {
         Self {
             entries,
             log: core::array::from_fn(|_| vec![]),
+            large: false,
         }
     }
 
@@ -107,6 +113,7 @@ impl Tlb {
         if e.host.is_null() {
             self.log[index].push(s as u16);
         }
+        self.large |= flags & meta::LARGE != 0;
         let tag = address & !0xfff;
         *e = TlbEntry {
             tag_r: tag,
@@ -118,6 +125,7 @@ impl Tlb {
 
     /// Forgets everything; with `keep_global`, all but global translations.
     pub fn flush(&mut self, keep_global: bool) {
+        self.large &= keep_global;
         for index in 0..Self::ARRAYS {
             let entries = &mut self.entries[index * TLB_SIZE..][..TLB_SIZE];
             self.log[index].retain(|&s| {
@@ -131,8 +139,12 @@ impl Tlb {
         }
     }
 
-    /// Forgets the translation of `address` in every array.
+    /// Forgets the translation of `address` in every array. Of large pages, all
+    /// pieces in the same GiB go.
     pub fn flush_page(&mut self, address: u64) {
+        if self.large {
+            self.flush_large(address);
+        }
         let s = slot(address);
         for index in 0..Self::ARRAYS {
             let e = &mut self.entries[index * TLB_SIZE + s];
@@ -141,6 +153,19 @@ impl Tlb {
                 // and `host` non-null keeps it from being logged twice.
                 e.tag_r = poison(s);
                 e.tag_w = poison(s);
+            }
+        }
+    }
+
+    fn flush_large(&mut self, address: u64) {
+        for index in 0..Self::ARRAYS {
+            let entries = &mut self.entries[index * TLB_SIZE..][..TLB_SIZE];
+            for &s in &self.log[index] {
+                let e = &mut entries[s as usize];
+                if e.meta & meta::LARGE != 0 && (e.tag_r ^ address) >> 30 == 0 {
+                    e.tag_r = poison(s as usize);
+                    e.tag_w = poison(s as usize);
+                }
             }
         }
     }
@@ -204,6 +229,10 @@ mod tests {
         t.flush_page(0x6123);
         assert_ne!(t.entry(Tlb::KERNEL, 0x6000).tag_r, 0x6000);
         t.fill(Tlb::KERNEL, 0x6000, 0xa000, host, true, 0);
+        t.fill(Tlb::USER, 0x7000, 0xb000, host, true, meta::LARGE);
+        t.flush_page(0x1f_0000);
+        assert_eq!(t.entry(Tlb::KERNEL, 0x6000).tag_r, 0x6000);
+        assert_ne!(t.entry(Tlb::USER, 0x7000).tag_r, 0x7000);
         t.flush(false);
         assert_ne!(t.entry(Tlb::KERNEL, 0x6000).tag_r, 0x6000);
     }

@@ -153,6 +153,9 @@ impl Cpu {
             if t.user {
                 flags |= meta::USER;
             }
+            if t.large {
+                flags |= meta::LARGE;
+            }
             self.tlbs.fill(index, address, t.gpa, h.host, tagged, flags);
         }
         // SAFETY: host pages are 4096 bytes.

@@ -45,6 +45,8 @@ pub struct Translation {
     pub user: bool,
     /// A global translation.
     pub global: bool,
+    /// Part of a page larger than 4 KiB.
+    pub large: bool,
 }
 
 /// Error code bits of #PF (Intel SDM Vol. 3 §5.7).
@@ -73,6 +75,7 @@ pub fn translate(
             writable: true,
             user: true,
             global: false,
+            large: false,
         });
     }
     let address = if cpu.efer & efer::LMA != 0 {

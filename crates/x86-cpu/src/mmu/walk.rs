@@ -145,6 +145,7 @@ fn finish(
     entry: u64,
     rights: Rights,
     gpa: u64,
+    large: bool,
 ) -> Result<Translation, Stop> {
     if !rights.allow(cpu, access.intent, access.privilege) {
         return Err(access.forbidden(cpu).into());
@@ -159,6 +160,7 @@ fn finish(
         writable: entry & bit::D != 0 && rights.allow(cpu, Intent::Write, access.privilege),
         user: rights.user(),
         global: entry & bit::G != 0 && cpu.cr4 & cr4::PGE != 0,
+        large,
     })
 }
 
@@ -180,7 +182,7 @@ fn walk_32bit(cpu: &mut Cpu, access: &Access) -> Result<Translation, Stop> {
             return Err(access.reserved(cpu).into());
         }
         let gpa = high << 32 | pde & 0xffc0_0000 | address & 0x3f_ffff;
-        return finish(cpu, access, &slot, pde, rights, gpa);
+        return finish(cpu, access, &slot, pde, rights, gpa, true);
     }
     mark_table(cpu, &slot, pde)?;
     let slot = Slot::find(cpu, pde & 0xffff_f000 | address >> 10 & 0xffc, false);
@@ -190,7 +192,7 @@ fn walk_32bit(cpu: &mut Cpu, access: &Access) -> Result<Translation, Stop> {
     }
     rights.add(pte);
     let gpa = pte & 0xffff_f000 | address & 0xfff;
-    finish(cpu, access, &slot, pte, rights, gpa)
+    finish(cpu, access, &slot, pte, rights, gpa, false)
 }
 
 /// PAE, 4-level and 5-level paging: 8-byte entries, nine index bits a level.
@@ -239,7 +241,7 @@ fn walk_wide(cpu: &mut Cpu, access: &Access) -> Result<Translation, Stop> {
         if level == 1 || large {
             let offset = (1 << shift) - 1;
             let gpa = entry & frame & !offset | address & offset;
-            return finish(cpu, access, &slot, entry, rights, gpa);
+            return finish(cpu, access, &slot, entry, rights, gpa, large);
         }
         mark_table(cpu, &slot, entry)?;
         table = entry & frame;

@@ -1,7 +1,14 @@
 //! Tests of system instructions on the test machine.
 
+mod control;
+mod debug;
 mod delivery;
+mod far;
 mod iret;
+mod legacy;
+mod segment;
+mod syscall;
+mod task;
 
 use crate::{
     fault::{Exception, Fault, vector},
