@@ -77,8 +77,12 @@ impl Lapic {
         match after {
             Mode::Disabled => self.state.reset_registers(),
             Mode::XApic => {}
-            // The upper half of the ICR is the only register with a new layout that is not derived.
-            Mode::X2Apic => self.state.icr &= 0xFFFF_FFFF,
+            // The destination in the ICR has another form now; LDR and DFR are gone.
+            Mode::X2Apic => {
+                self.state.icr &= 0xFFFF_FFFF;
+                self.state.ldr = 0;
+                self.state.dfr = u32::MAX;
+            }
         }
         Ok(Effects {
             identity_changed: true,
@@ -174,10 +178,20 @@ mod tests {
     #[test]
     fn registers_are_lost_when_disabled_and_kept_on_the_way_to_x2apic() {
         let mut lapic = Lapic::new(Config::new(7, false));
-        let _ = lapic.write_mmio(0xF0, &0x1AAu32.to_le_bytes(), T0);
+        for (offset, value) in [
+            (0xF0, 0x1AAu32),
+            (0xE0, 0),
+            (0xD0, 1 << 31),
+            (0x310, 1 << 31),
+        ] {
+            let _ = lapic.write_mmio(offset, &value.to_le_bytes(), T0);
+        }
         let effects = lapic.set_apic_base(BASE | ENABLE | EXTD, T0).unwrap();
         assert!(effects.identity_changed);
         assert_eq!(lapic.read_msr(0x80F, T0), Ok(0x1AA));
+        assert_eq!(lapic.read_msr(0x830, T0), Ok(0));
+        let page = lapic.to_page(T0);
+        assert_eq!(page[0xE0..0xE4], [0xFF; 4], "the DFR is not kept");
         assert_eq!(lapic.mmio_base(), None);
         let _ = lapic.set_apic_base(BASE, T0).unwrap();
         let _ = lapic.set_apic_base(BASE | ENABLE, T0).unwrap();
