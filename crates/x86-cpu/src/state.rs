@@ -470,7 +470,7 @@ impl Cpu {
         set(self.xcr0 & 6 == 6, mode::AVX);
         set(self.cr4 & cr4::FSGSBASE != 0, mode::FSGSBASE);
         set(
-            self.rflags_system & flags::TF != 0 || self.dr7 & 0xff != 0,
+            self.rflags_system & flags::TF != 0 || self.dr7 & 0xff != 0 || self.pending_db != 0,
             mode::STEP,
         );
         set(long, mode::LONG);

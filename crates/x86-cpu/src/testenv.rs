@@ -349,7 +349,7 @@ impl Machine {
         m
     }
 
-    fn bitness(&self) -> u32 {
+    pub(crate) fn bitness(&self) -> u32 {
         if self.cpu.mode & mode::CODE64 != 0 {
             64
         } else if self.cpu.mode & mode::CODE32 != 0 {

@@ -232,7 +232,7 @@ fn tables_in_rom_keep_their_bits_and_never_grant_writes() {
 #[test]
 fn tables_in_holes_read_as_ones() {
     let mut m = four_level();
-    m.write_u64(PD + 24, RAM as u64 + 0x1000 | 7);
+    m.write_u64(PD + 24, (RAM as u64 + 0x1000) | 7);
     let r = translate(&mut m.cpu, ADDRESS, Intent::Read, Privilege::User);
     assert_eq!(fault_of(r), Some((13, ADDRESS)));
 }

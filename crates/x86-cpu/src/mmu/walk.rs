@@ -231,7 +231,7 @@ fn walk_wide(cpu: &mut Cpu, access: &Access) -> Result<Translation, Stop> {
         let bad = match (large, level) {
             (false, _) => reserved,
             // Page frame bits below the page size, but for PAT in bit 12.
-            (true, 2 | 3) => reserved | (1 << shift) - 0x2000,
+            (true, 2 | 3) => reserved | ((1 << shift) - 0x2000),
             (true, _) => !0,
         };
         if entry & bad != 0 {

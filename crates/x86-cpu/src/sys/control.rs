@@ -171,8 +171,7 @@ fn set_cr4(cpu: &mut Cpu, new: u64) -> Result<(), Fault> {
         return Err(Fault::gp(0));
     }
     let long = cpu.is_long();
-    let bad = long && new & cr4::PAE == 0
-        || long && changed & cr4::LA57 != 0
+    let bad = long && (new & cr4::PAE == 0 || changed & cr4::LA57 != 0)
         || changed & new & cr4::PCIDE != 0 && (!long || cpu.cr3 & 0xfff != 0);
     if bad {
         return Err(Fault::gp(0));

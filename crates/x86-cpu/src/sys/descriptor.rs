@@ -178,6 +178,15 @@ fn unpack(raw: u64, selector: u16) -> Segment {
     }
 }
 
+/// Whether `address` may be put into a register that holds a linear address (a
+/// descriptor table's or hidden segment base, an MSR) or named to INVPCID: the
+/// processor's full width counts, not the paging mode's.
+pub(super) fn canonical_base(cpu: &mut Cpu, address: u64) -> bool {
+    const LA57: u32 = 1 << 16;
+    cpu.canonical(address)
+        || (address as i64) << 7 >> 7 == address as i64 && cpu.env().cpuid(7, 0)[2] & LA57 != 0
+}
+
 /// What `selector` would put into segment register `index` (not CS) in the
 /// present mode. Marks the descriptor as accessed; changes nothing else.
 pub(super) fn load_segment(cpu: &mut Cpu, index: usize, selector: u16) -> Result<Segment, Fault> {

@@ -377,7 +377,11 @@ fn drop_privileged_segments(cpu: &mut Cpu) {
     for index in [seg::ES, seg::DS, seg::FS, seg::GS] {
         let s = cpu.segments[index];
         if !s.unusable && !s.is_conforming() && s.dpl() < cpu.cpl {
-            cpu.segments[index] = Segment::null(0);
+            // The base of FS or GS stays in force in 64-bit mode.
+            cpu.segments[index] = Segment {
+                base: s.base,
+                ..Segment::null(0)
+            };
         }
     }
     cpu.update_mode();

@@ -14,7 +14,7 @@ use crate::{
 
 /// Sets SF, ZF, PF from `al`, AF and CF as given, and clears OF.
 fn set_flags(cpu: &mut Cpu, al: u8, auxiliary: bool, carry: bool) {
-    let parity = al.count_ones() % 2 == 0;
+    let parity = al.count_ones().is_multiple_of(2);
     let rflags = u64::from(carry)
         | u64::from(parity) << 2
         | u64::from(auxiliary) << 4

@@ -4,7 +4,7 @@ use core::sync::atomic::{Ordering, fence};
 
 use iced_x86::Instruction;
 
-use super::control::require_cpl0;
+use super::{control::require_cpl0, descriptor::canonical_base};
 use crate::{
     fault::Fault,
     flow::Flow,
@@ -117,7 +117,7 @@ pub(super) fn invpcid(cpu: &mut Cpu, insn: &Instruction) -> Result<Flow, Fault> 
     let bad = kind > 3
         || pcid >> 12 != 0
         || kind < 2 && pcid != 0 && !pcide
-        || kind == 0 && !cpu.canonical(address);
+        || kind == 0 && !canonical_base(cpu, address);
     if bad {
         return Err(Fault::gp(0));
     }

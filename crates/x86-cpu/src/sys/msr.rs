@@ -2,7 +2,7 @@
 
 use iced_x86::Instruction;
 
-use super::control::require_cpl0;
+use super::{control::require_cpl0, descriptor::canonical_base};
 use crate::{
     fault::Fault,
     flow::Flow,
@@ -67,7 +67,7 @@ pub fn write(cpu: &mut Cpu, number: u32, value: u64) -> Option<()> {
             | index::GS_BASE
             | index::KERNEL_GS_BASE
     );
-    if addresses && !cpu.canonical(value) {
+    if addresses && !canonical_base(cpu, value) {
         return None;
     }
     let m = &mut cpu.msr;

@@ -5,7 +5,7 @@ use iced_x86::{Code, Instruction, OpKind};
 
 use super::{
     control::{read_word, require_cpl0, require_umip, store_word},
-    descriptor::{Descriptor, is_null, kind, rpl, selector_error},
+    descriptor::{Descriptor, canonical_base, is_null, kind, rpl, selector_error},
 };
 use crate::{
     fault::Fault,
@@ -38,7 +38,7 @@ fn load_table(cpu: &mut Cpu, insn: &Instruction) -> Result<Table, Fault> {
     if matches!(insn.code(), Code::Lgdt_m1632_16 | Code::Lidt_m1632_16) {
         base &= 0xff_ffff;
     }
-    if long && !cpu.canonical(base) {
+    if long && !canonical_base(cpu, base) {
         return Err(Fault::gp(0));
     }
     Ok(Table { base, limit })
@@ -94,7 +94,7 @@ fn wide_base(cpu: &mut Cpu, d: &Descriptor, error: u32) -> Result<Segment, Fault
             return Err(Fault::gp(error));
         };
         s.base |= high << 32;
-        if high >> 40 & 0x1f != 0 || !cpu.canonical(s.base) {
+        if high >> 40 & 0x1f != 0 || !canonical_base(cpu, s.base) {
             return Err(Fault::gp(error));
         }
     }

@@ -274,8 +274,8 @@ fn invalidation() {
     assert_eq!(invpcid(0, 0, 0x5000, false), ok);
     assert_eq!(invpcid(0, 1, 0x5000, false), gp);
     assert_eq!(invpcid(0, 1, 0x5000, true), ok);
-    assert_eq!(invpcid(0, 1, 1 << 47, true), gp);
-    assert_eq!(invpcid(1, 1, 1 << 47, true), ok);
+    assert_eq!(invpcid(0, 1, 1 << 57, true), gp);
+    assert_eq!(invpcid(1, 1, 1 << 57, true), ok);
     assert_eq!(invpcid(1, 0x1000, 0, true), gp);
     assert_eq!(invpcid(2, 0, 0, false), ok);
     assert_eq!(invpcid(3, 0, 0, false), ok);

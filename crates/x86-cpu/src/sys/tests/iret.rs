@@ -27,6 +27,7 @@ fn long() -> Machine {
 fn to_user_mode() {
     let mut m = long();
     m.cpu.nmi_masked = true;
+    m.cpu.segments[seg::FS].base = 0x40_0000;
     m.cpu.segments[seg::GS] = Segment {
         base: 0x1234_5678_9000,
         unusable: true,
@@ -39,7 +40,9 @@ fn to_user_mode() {
     assert_eq!((m.cpu.rip, m.cpu.cpl), (0x40_0000, 3));
     assert_eq!((m.cpu.rflags(), m.cpu.regs[reg::RSP]), (image, 0x50_0001));
     assert!(!m.cpu.nmi_masked);
-    // Level-0 data segments are gone; a base under a null selector is not.
+    // Level-0 data segments are gone; the bases that 64-bit mode uses are not.
+    let fs = m.cpu.segments[seg::FS];
+    assert!(fs.unusable && fs.selector == 0 && fs.base == 0x40_0000);
     assert!(m.cpu.segments[seg::DS].unusable);
     assert_eq!(m.cpu.segments[seg::GS].base, 0x1234_5678_9000);
     assert!(!m.cpu.segments[seg::SS].unusable);
@@ -133,7 +136,7 @@ fn to_compatibility_mode_and_16_bit_stacks() {
     let mut m = long();
     m.set_descriptor(sel::FREE, descriptor(0, !0, 0xc0fb));
     m.set_descriptor(sel::FREE + 8, descriptor(0, 0xffff, 0x00f3));
-    let (cs, ss) = (u64::from(sel::FREE) | 3, u64::from(sel::FREE) + 8 | 3);
+    let (cs, ss) = (u64::from(sel::FREE) | 3, (u64::from(sel::FREE) + 8) | 3);
     m.cpu.regs[reg::RSP] = 0x12_0000;
     push_frame(&mut m, &[0x1234, cs, 2, 0xffff_8000, ss], 8);
     let kernel = m.cpu.regs[reg::RSP];

@@ -6,6 +6,7 @@ mod delivery;
 mod far;
 mod iret;
 mod legacy;
+mod random;
 mod segment;
 mod syscall;
 mod task;

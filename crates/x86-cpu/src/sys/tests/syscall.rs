@@ -143,7 +143,10 @@ fn msr_rules() {
     ] {
         assert_eq!(msr::write(cpu, i, 0xffff_9000_1234_5678), Some(()));
         assert_eq!(msr::read(cpu, i), Some(0xffff_9000_1234_5678));
-        assert_eq!(msr::write(cpu, i, 0x8000_0000_0000), None, "{i:#x}");
+        assert_eq!(msr::write(cpu, i, 1 << 57), None, "{i:#x}");
+        // The full width of a processor with 5-level paging counts.
+        assert_eq!(msr::write(cpu, i, 1 << 47), Some(()));
+        msr::write(cpu, i, 0xffff_9000_1234_5678).unwrap();
     }
     assert_eq!(cpu.regs[reg::SEG_BASE + seg::GS], 0xffff_9000_1234_5678);
     assert_eq!(msr::write(cpu, index::PAT, 0x0706_0504_0100_0607), Some(()));

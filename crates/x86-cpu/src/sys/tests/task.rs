@@ -174,6 +174,7 @@ fn debug_trap_on_switch() {
     m.write(OTHER + 0x64, &[1]);
     m.run(&jmp_or_call(0xea, SELECTOR)).unwrap();
     assert_eq!(m.cpu.pending_db, sys::debug::dr6::BT);
+    assert_ne!(m.cpu.mode & crate::state::mode::STEP, 0);
 }
 
 #[test]
