@@ -60,8 +60,9 @@ pub trait Env {
     fn end_exclusive(&mut self);
     /// Code is about to be decoded from page `page`: `granules` has a bit for
     /// each 64 bytes of it. From now on stores there must reach
-    /// [`Self::code_written`] on every vCPU.
-    fn code_page(&mut self, page: u64, granules: u64);
+    /// [`Self::code_written`] on every vCPU. `true` if this vCPU has to take back
+    /// its own write tags of the page.
+    fn code_page(&mut self, page: u64, granules: u64) -> bool;
     /// The guest executed PAUSE.
     fn pause(&mut self);
     /// Executable memory for native thunks is wanted: places `code` and returns

@@ -96,6 +96,9 @@ fn chain(cpu: &mut Cpu, cache: &mut CodeCache) -> Option<Stop> {
         Ok(b) => b,
         Err(f) => return raise(cpu, f),
     };
+    if cpu.request.load(Ordering::Relaxed) != 0 {
+        return Some(Stop::Request);
+    }
     loop {
         let code = run_block(cpu, block);
         if code <= Next::TAKEN {
@@ -118,6 +121,10 @@ fn chain(cpu: &mut Cpu, cache: &mut CodeCache) -> Option<Stop> {
             if generation == cpu.code_generation && flushes == cache.stats.flushes {
                 cache.link(block, code as usize, next);
             }
+            // Building may have waited for other vCPUs.
+            if cpu.request.load(Ordering::Relaxed) != 0 {
+                return Some(Stop::Request);
+            }
             block = next;
             continue;
         }
@@ -136,6 +143,9 @@ fn chain(cpu: &mut Cpu, cache: &mut CodeCache) -> Option<Stop> {
                     Ok(b) => b,
                     Err(f) => return raise(cpu, f),
                 };
+                if cpu.request.load(Ordering::Relaxed) != 0 {
+                    return Some(Stop::Request);
+                }
             }
             Next::HALT => return Some(Stop::Halt),
             _ => {

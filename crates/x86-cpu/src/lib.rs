@@ -9,16 +9,21 @@
 #![cfg(target_arch = "x86_64")]
 extern crate alloc;
 
+pub mod build;
+pub mod cache;
 pub mod cpuid;
 pub mod env;
+pub mod exec;
 pub mod fault;
 pub mod flags;
 pub mod flow;
 pub mod mem;
 pub mod mmu;
+pub mod ops;
 pub mod state;
 pub mod sys;
+pub mod tlb;
+pub mod uop;
+pub mod vector;
 #[cfg(test)]
 pub(crate) mod testenv;
-pub mod tlb;
-pub mod vector;

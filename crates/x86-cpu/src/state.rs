@@ -2,6 +2,7 @@
 //! small, and whose layout is shared by the interpreting tier and the native
 //! one.
 
+use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::{
@@ -256,7 +257,9 @@ pub struct Cpu {
     /// The TLB array for the present privilege.
     pub tlb: *mut TlbEntry,
     /// What other threads want ([`request`] bits).
-    pub request: AtomicU32,
+    pub request: Arc<AtomicU32>,
+    /// An interrupt or NMI waits for the guest to allow it.
+    pub window_wanted: bool,
     /// See [`mode`].
     pub mode: u32,
     /// Counts changes of translations and of code; what was found through a linear

@@ -191,7 +191,9 @@ fn announce(cpu: &mut Cpu, gpa: u64, len: usize) {
     let first = gpa >> 6 & 63;
     let last = ((gpa & 0xfff) + len as u64 - 1).min(4095) >> 6;
     let granules = (!0 << first) & (!0 >> (63 - last));
-    cpu.env().code_page(gpa >> 12, granules);
+    if cpu.env().code_page(gpa >> 12, granules) {
+        cpu.tlbs.drop_write_tags(gpa >> 12);
+    }
 }
 
 /// Copies code from guest memory. Code outside of memory reads as ones, like

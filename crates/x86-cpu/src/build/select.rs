@@ -8,19 +8,23 @@ macro_rules! width {
         match $size {
             1 => {
                 type $W = u8;
-                $e as $crate::uop::Handler
+                let handler: $crate::uop::Handler = $e;
+                handler
             }
             2 => {
                 type $W = u16;
-                $e as $crate::uop::Handler
+                let handler: $crate::uop::Handler = $e;
+                handler
             }
             4 => {
                 type $W = u32;
-                $e as $crate::uop::Handler
+                let handler: $crate::uop::Handler = $e;
+                handler
             }
             _ => {
                 type $W = u64;
-                $e as $crate::uop::Handler
+                let handler: $crate::uop::Handler = $e;
+                handler
             }
         }
     };
@@ -33,15 +37,18 @@ macro_rules! wide {
         match $size {
             2 => {
                 type $W = u16;
-                $e as $crate::uop::Handler
+                let handler: $crate::uop::Handler = $e;
+                handler
             }
             4 => {
                 type $W = u32;
-                $e as $crate::uop::Handler
+                let handler: $crate::uop::Handler = $e;
+                handler
             }
             _ => {
                 type $W = u64;
-                $e as $crate::uop::Handler
+                let handler: $crate::uop::Handler = $e;
+                handler
             }
         }
     };

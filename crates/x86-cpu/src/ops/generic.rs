@@ -8,7 +8,7 @@ use super::access::{chain, fault, rip_after, rip_of};
 use crate::{
     fault::Fault,
     flow::Flow,
-    state::Cpu,
+    state::{Cpu, request},
     sys,
     uop::{Next, Uop},
     vector,
@@ -25,7 +25,12 @@ unsafe fn run(cpu: *mut Cpu, u: *const Uop, exec: Exec) -> u32 {
         c.rip = rip_of(cpu, u);
         c.replay.begin_instruction();
         let insn = &*((*u).imm as *const Instruction);
-        match exec(c, insn) {
+        let result = exec(c, insn);
+        if c.window_wanted {
+            // It may have allowed what waits.
+            c.request_self(request::EVENT);
+        }
+        match result {
             Ok(Flow::Next) => {
                 if (*cpu).break_block {
                     return super::access::leave(cpu, u);
