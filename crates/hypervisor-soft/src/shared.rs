@@ -84,7 +84,7 @@ impl Remote {
     pub(crate) fn enter(&self) -> bool {
         self.in_guest.store(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        let clear = self.request.load(Ordering::SeqCst) & !request::EVENT & !request::KICK == 0;
+        let clear = self.request.load(Ordering::SeqCst) == 0;
         if !clear {
             self.leave();
         }

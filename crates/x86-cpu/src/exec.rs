@@ -7,10 +7,9 @@ use crate::{
     build,
     cache::{Block, CodeCache},
     fault::Fault,
-    flags,
     mem::Privilege,
     mmu::{self, Intent},
-    state::{Activity, Cpu, Shadow, mode, reg, seg},
+    state::{Activity, Cpu, Shadow, mode, reg, request, seg},
     sys,
     uop::Next,
 };
@@ -159,52 +158,32 @@ fn chain(cpu: &mut Cpu, cache: &mut CodeCache) -> Option<Stop> {
 /// Runs one instruction with debug checks and interrupt shadows.
 fn step(cpu: &mut Cpu, cache: &mut CodeCache) -> Option<Stop> {
     let shadow = cpu.shadow;
-    let stepping = cpu.mode & mode::STEP != 0;
-    if stepping
-        && shadow != Shadow::MovSs
-        && let Err(f) = sys::debug::check_instruction(cpu)
-    {
+    if let Err(f) = sys::debug::check_instruction(cpu) {
         return raise(cpu, f);
     }
     let block = match find(cpu, cache, cpu.mode | mode::STEP) {
         Ok(b) => b,
-        Err(f) => {
-            cpu.shadow = Shadow::None;
-            return raise(cpu, f);
-        }
+        Err(f) => return raise(cpu, f),
     };
-    let trap = cpu.rflags_system & flags::TF != 0;
-    let before = cpu.rip;
-    cpu.shadow = Shadow::None;
+    if cpu.request.load(Ordering::Relaxed) & request::CODE != 0 {
+        // Building may have waited for other vCPUs, whose orders come first.
+        cpu.shadow = shadow;
+        return Some(Stop::Request);
+    }
     let code = run_block(cpu, block);
-    match code {
-        Next::FAULT => {
-            let f = take_fault(cpu);
-            if f == Fault::Parked {
-                cpu.shadow = shadow;
-            }
-            return raise(cpu, f);
+    if code == Next::FAULT {
+        let f = take_fault(cpu);
+        if f == Fault::Parked {
+            cpu.shadow = shadow;
         }
-        Next::HALT => {}
-        code => settle(cpu, block, code),
+        return raise(cpu, f);
     }
-    // A REP instruction that has not finished traps after each iteration's
-    // worth all the same; RIP says where.
-    let _ = before;
-    if trap {
-        cpu.pending_db |= sys::debug::BS;
+    settle(cpu, block, code);
+    // A debug trap after HLT is delivered first, and ends the halt.
+    match sys::debug::after_instruction(cpu) {
+        Ok(()) => (code == Next::HALT).then_some(Stop::Halt),
+        Err(f) => raise(cpu, f),
     }
-    if cpu.pending_db != 0 && cpu.shadow != Shadow::MovSs {
-        let r = after(cpu);
-        if r.is_some() {
-            return r;
-        }
-        if code == Next::HALT {
-            // The trap is delivered first; it ends the halt.
-            return None;
-        }
-    }
-    (code == Next::HALT).then_some(Stop::Halt)
 }
 
 /// Delivers the debug trap that the last instruction earned.

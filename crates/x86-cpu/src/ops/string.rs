@@ -275,7 +275,7 @@ fn element(cpu: &mut Cpu, op: &Operation) -> Result<bool, Fault> {
     let (source, destination) = op.uses();
     let port = cpu.regs[reg::RDX] as u16;
     if matches!(op.kind, kind::INS | kind::OUTS) {
-        sys::check_io(cpu, port, op.size as u8)?;
+        sys::check_io(cpu, port, op.size)?;
     }
     let mut value = cpu.regs[reg::RAX];
     if source {

@@ -126,9 +126,3 @@ pub fn match_port(cpu: &mut Cpu, port: u16, size: u64) {
         }
     }
 }
-/// stub
-pub const BS: u64 = 1 << 14;
-/// stub
-pub fn check_instruction(_: &mut crate::state::Cpu) -> Result<(), crate::fault::Fault> { Ok(()) }
-/// stub
-pub fn after_instruction(_: &mut crate::state::Cpu) -> Result<(), crate::fault::Fault> { Ok(()) }

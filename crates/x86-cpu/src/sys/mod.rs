@@ -205,7 +205,3 @@ pub fn exec(cpu: &mut Cpu, insn: &Instruction) -> Result<Flow, Fault> {
         None => Err(Fault::ud()),
     }
 }
-/// stub
-pub fn check_io(_: &mut Cpu, _: u16, _: u8) -> Result<(), Fault> { Ok(()) }
-/// stub
-pub fn deliver_exception(_: &mut Cpu, _: crate::fault::Exception) -> Result<(), Fault> { Err(Fault::Shutdown) }

@@ -1,6 +1,7 @@
 //! Register values after power-on, INIT and SIPI (Intel SDM Vol. 3 §11.1.1,
 //! table 11-1).
 
+use alloc::sync::Arc;
 use core::sync::atomic::AtomicU32;
 
 use crate::{
@@ -27,7 +28,8 @@ impl Cpu {
             regs: [0; reg::COUNT],
             cc: 0,
             tlb: core::ptr::null_mut(),
-            request: AtomicU32::new(0),
+            request: Arc::new(AtomicU32::new(0)),
+            window_wanted: false,
             mode: 0,
             code_generation: 0,
             retired: 0,
