@@ -6,7 +6,7 @@ use alloc::{boxed::Box, collections::BTreeMap, vec, vec::Vec};
 
 use iced_x86::Instruction;
 
-use crate::{state::Cpu, uop::Uop};
+use crate::{ops::native::Native, state::Cpu, uop::Uop};
 
 /// A run of instructions with one entry, inside one page.
 #[derive(Debug)]
@@ -72,6 +72,7 @@ pub struct CodeCache {
     fetches: Box<[Fetch]>,
     chunks: Vec<Vec<Uop>>,
     insns: Vec<Box<Instruction>>,
+    natives: Vec<Box<Native>>,
     uops_used: usize,
     /// Most micro-operations kept before everything is thrown away.
     limit: usize,
@@ -104,6 +105,7 @@ impl CodeCache {
             fetches: vec![fetch; FETCHES].into(),
             chunks: Vec::new(),
             insns: Vec::new(),
+            natives: Vec::new(),
             uops_used: 0,
             limit,
             stats: CacheStats::default(),
@@ -115,6 +117,7 @@ impl CodeCache {
         self.pages.clear();
         self.chunks.clear();
         self.insns.clear();
+        self.natives.clear();
         self.uops_used = 0;
         cpu.code_generation += 1;
         self.stats.flushes += 1;
@@ -136,6 +139,7 @@ impl CodeCache {
     pub fn memory(&self) -> usize {
         self.chunks.len() * CHUNK * size_of::<Uop>()
             + self.insns.len() * size_of::<Instruction>()
+            + self.natives.len() * size_of::<Native>()
             + self.pages.values().map(|p| p.blocks.len() * size_of::<Block>() + 512).sum::<usize>()
     }
 
@@ -225,6 +229,12 @@ impl CodeCache {
     pub(crate) fn keep_instruction(&mut self, insn: &Instruction) -> u64 {
         self.insns.push(Box::new(*insn));
         &raw const **self.insns.last().expect("just pushed") as u64
+    }
+
+    /// Keeps a natively executed instruction until the next flush.
+    pub(crate) fn keep_native(&mut self, native: Native) -> u64 {
+        self.natives.push(Box::new(native));
+        &raw const **self.natives.last().expect("just pushed") as u64
     }
 
     /// Links `from`'s successor `which` to `to` if both are in one page.

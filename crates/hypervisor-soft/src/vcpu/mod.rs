@@ -13,7 +13,7 @@ use caisson_hypervisor::{
     Completion, CrashReason, Exit, HypervisorError, IoBus, KickHandle, Pending, Space, Vcpu,
     VcpuStats, x86::VcpuState,
 };
-use caisson_lapic::{Config, Deadline, Lapic, Pending as ApicPending};
+use caisson_lapic::{Config, Lapic, Pending as ApicPending};
 use caisson_memory::{Gpa, Vtl};
 use caisson_x86_cpu::{
     cache::CodeCache,

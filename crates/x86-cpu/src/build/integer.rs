@@ -126,7 +126,10 @@ impl Builder<'_> {
             M::Mul | M::Imul | M::Div | M::Idiv => self.lower_muldiv(insn, u),
             M::Push | M::Pop => self.lower_stack(insn, u),
             M::Bt | M::Bts | M::Btr | M::Btc => self.lower_bit(insn, u),
-            M::Bsf | M::Bsr | M::Popcnt | M::Lzcnt | M::Tzcnt => self.lower_scan(insn, u),
+            M::Bsf | M::Bsr => self.lower_scan(insn, u),
+            // Where they are not offered, their prefix means nothing.
+            M::Popcnt | M::Lzcnt | M::Tzcnt if self.cpu.vector.executes(insn.code()) => self.lower_scan(insn, u),
+            M::Popcnt | M::Lzcnt | M::Tzcnt => None,
             M::Xchg | M::Xadd | M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b => self.lower_atomic(insn, u),
             M::In | M::Out => lower_io(insn, u),
             _ if setcc(m) => self.lower_setcc(insn, u),

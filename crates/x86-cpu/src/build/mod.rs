@@ -5,13 +5,13 @@ mod integer;
 mod operand;
 mod select;
 
-use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
 
 use crate::{
     cache::{Block, CodeCache},
     exec,
     fault::{Fault, vector},
-    ops::{branch, generic},
+    ops::{self, branch, generic},
     state::{Cpu, mode},
     sys,
     uop::{Handler, Uop},
@@ -42,6 +42,7 @@ struct Note {
 
 /// A block in the making.
 struct Builder<'a> {
+    cpu: &'a mut Cpu,
     cache: &'a mut CodeCache,
     mode: u32,
     uops: [Uop; MAX_INSTRUCTIONS + 1],
@@ -80,6 +81,7 @@ pub(crate) fn build(
     read_code(cpu, gpa, &mut window[..in_page])?;
     let bits = bitness(mode);
     let mut b = Builder {
+        cpu,
         cache,
         mode,
         uops: [EMPTY; MAX_INSTRUCTIONS + 1],
@@ -103,11 +105,11 @@ pub(crate) fn build(
             }
             if offset + in_page == 4096 {
                 // The first instruction reaches into the next page.
-                let next = cpu.wrap_linear((address & !0xfff).wrapping_add(0x1000));
-                let gpa2 = exec::fetch(cpu, b.cache, next)?;
-                announce(cpu, gpa2 & !0xfff, MAX_LENGTH);
+                let next = b.cpu.wrap_linear((address & !0xfff).wrapping_add(0x1000));
+                let gpa2 = exec::fetch(b.cpu, b.cache, next)?;
+                announce(b.cpu, gpa2 & !0xfff, MAX_LENGTH);
                 let mut tail = [0; MAX_LENGTH];
-                read_code(cpu, gpa2 & !0xfff, &mut tail)?;
+                read_code(b.cpu, gpa2 & !0xfff, &mut tail)?;
                 window[in_page..in_page + MAX_LENGTH].copy_from_slice(&tail);
                 let all = &window[..in_page + MAX_LENGTH];
                 let mut d = self::decoder(bits, all, offset);
@@ -258,16 +260,30 @@ impl Builder<'_> {
             self.finish(start + insn.len());
             return After::Ended;
         }
-        match native::plan(insn, self.mode) {
-            native::Plan::Exec => {
-                u.imm = self.cache.keep_instruction(insn);
-                u.handler = generic::native;
-                self.push(u, Note { needs_flags: true, ..Note::default() });
-                After::Continue
-            }
-            native::Plan::Fault(vector) => self.raise(u, vector, false),
-            native::Plan::NotMine => self.raise(u, vector::UD, false),
+        match native::plan(self.cpu, insn) {
+            native::Plan::Run(op) => self.lower_native(insn, op, u),
+            native::Plan::Fault(Fault::Exception(e)) => self.raise(u, e.vector, e.error.is_some()),
+            native::Plan::Fault(_) | native::Plan::NotMine => self.raise(u, vector::UD, false),
         }
+    }
+
+    fn lower_native(&mut self, insn: &Instruction, op: native::Op, mut u: Uop) -> After {
+        u.handler = match op.memory {
+            _ if !op.direct || self.careful() => ops::native::slow,
+            None => ops::native::registers,
+            Some(m) if m.locked => ops::native::slow,
+            Some(_) => match self.memory(insn, &mut u) {
+                Some(p) if !p.slow => match p.form {
+                    0 => ops::native::memory::<0>,
+                    1 => ops::native::memory::<1>,
+                    _ => ops::native::memory::<2>,
+                },
+                _ => ops::native::slow,
+            },
+        };
+        u.imm = self.cache.keep_native(ops::native::Native { insn: *insn, op });
+        self.push(u, Note { needs_flags: true, ..Note::default() });
+        After::Continue
     }
 
     /// A micro-operation that raises an exception without error code, or with
@@ -339,10 +355,9 @@ fn is_too_long(bytes: &[u8], bits: u32) -> bool {
     false
 }
 
-/// Whether the builder knows an encoding; anything else raises #UD.
-pub fn accepts(insn: &Instruction) -> bool {
+/// Whether the builder knows an encoding on `cpu`; anything else raises #UD.
+pub fn accepts(cpu: &Cpu, insn: &Instruction) -> bool {
     let code = insn.code();
     code != Code::INVALID
-        && insn.mnemonic() != Mnemonic::INVALID
-        && (integer::handles(insn) || flow::handles(insn) || sys::handles(code) || native::handles(insn))
+        && (integer::handles(insn) || flow::handles(insn) || sys::handles(code) || cpu.vector.executes(code))
 }

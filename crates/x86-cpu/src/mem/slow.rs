@@ -65,6 +65,12 @@ impl Replay {
         true
     }
 
+    /// Restarts the instruction and asks the device again.
+    pub fn retry(&mut self) {
+        self.pending = None;
+        self.armed = true;
+    }
+
     /// Forgets everything: the registers were changed from outside.
     pub fn abandon(&mut self) {
         *self = Self::default();

@@ -1,5 +1,4 @@
-//! Instructions that are not worth a handler: system instructions, and vector
-//! instructions on their slow path. The micro-operation points at the decoded
+//! Instructions that are not worth a handler: system instructions. The micro-operation points at the decoded
 //! instruction.
 
 use iced_x86::Instruction;
@@ -11,13 +10,10 @@ use crate::{
     state::{Cpu, request},
     sys,
     uop::{Next, Uop},
-    vector,
 };
 
-type Exec = fn(&mut Cpu, &Instruction) -> Result<Flow, Fault>;
-
-#[inline(always)]
-unsafe fn run(cpu: *mut Cpu, u: *const Uop, exec: Exec) -> u32 {
+/// A system instruction.
+pub unsafe extern "sysv64" fn system(cpu: *mut Cpu, u: *const Uop) -> u32 {
     // SAFETY: the handler contract; `imm` is the address of an `Instruction` that
     // the block cache keeps as long as the block.
     unsafe {
@@ -25,7 +21,7 @@ unsafe fn run(cpu: *mut Cpu, u: *const Uop, exec: Exec) -> u32 {
         c.rip = rip_of(cpu, u);
         c.replay.begin_instruction();
         let insn = &*((*u).imm as *const Instruction);
-        let result = exec(c, insn);
+        let result = sys::exec(c, insn);
         if c.window_wanted {
             // It may have allowed what waits.
             c.request_self(request::EVENT);
@@ -55,18 +51,6 @@ unsafe fn run(cpu: *mut Cpu, u: *const Uop, exec: Exec) -> u32 {
             }
         }
     }
-}
-
-/// A system instruction.
-pub unsafe extern "sysv64" fn system(cpu: *mut Cpu, u: *const Uop) -> u32 {
-    // SAFETY: the handler contract.
-    unsafe { run(cpu, u, sys::exec) }
-}
-
-/// A vector, x87 or other natively executed instruction.
-pub unsafe extern "sysv64" fn native(cpu: *mut Cpu, u: *const Uop) -> u32 {
-    // SAFETY: the handler contract.
-    unsafe { run(cpu, u, vector::exec) }
 }
 
 /// An exception decided when the block was built: vector in `aux`, with error

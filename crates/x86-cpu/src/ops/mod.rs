@@ -19,5 +19,6 @@ pub mod io;
 pub mod misc;
 pub mod moves;
 pub mod muldiv;
+pub mod native;
 pub mod shift;
 pub mod string;
