@@ -18,14 +18,11 @@ const RDX: u8 = (reg::RDX * 8) as u8;
 unsafe fn wide_mul<W: Word, const SIGNED: bool>(cpu: *mut Cpu, b: u64) {
     macro_rules! run {
         ($mnemonic:literal, $suffix:literal, $a:ident, $d:ident, $f:ident) => {
-            // SAFETY: register arithmetic only.
-            unsafe {
-                asm!(concat!($mnemonic, " {b", $suffix, "}"), "mov {lo}, rax", "lahf", "seto al",
-                    b = in(reg) b, lo = out(reg) $a, inout("rax") $f, inout("rdx") $d, options(pure, nomem, nostack));
-            }
+            asm!(concat!($mnemonic, " {b", $suffix, "}"), "mov {lo}, rax", "lahf", "seto al",
+                b = in(reg) b, lo = out(reg) $a, inout("rax") $f, inout("rdx") $d, options(pure, nomem, nostack))
         };
     }
-    // SAFETY: the handler contract.
+    // SAFETY: the handler contract; the assembly is register arithmetic only.
     unsafe {
         let mut f = get::<W>(cpu, RAX);
         let mut d = get::<u64>(cpu, RDX);
