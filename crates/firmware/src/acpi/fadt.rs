@@ -42,6 +42,11 @@ pub(super) fn build(spec: &AcpiSpec, facs: u32, dsdt: u32) -> Vec<u8> {
     t.x_pm1a_evt_blk = port(32, AccessSize::WordAccess, pm.event_port);
     t.x_pm1a_cnt_blk = port(16, AccessSize::WordAccess, pm.control_port);
     t.x_pm_tmr_blk = port(32, AccessSize::DwordAccess, pm.timer_port);
+    if let Some(gpe0) = pm.gpe0_port {
+        t.gpe0_blk = u32::from(gpe0).into();
+        t.gpe0_blk_len = 4;
+        t.x_gpe0_blk = port(32, AccessSize::ByteAccess, gpe0);
+    }
     t.p_lvl2_lat = NO_C_STATE.into();
     t.p_lvl3_lat = NO_C_STATE.into();
     t.century = spec.rtc_century.unwrap_or(0);
@@ -103,6 +108,7 @@ mod tests {
         assert_eq!(t[56..60], 0x600u32.to_le_bytes());
         assert_eq!(t[64..68], 0x604u32.to_le_bytes());
         assert_eq!(t[76..80], 0x608u32.to_le_bytes());
+        assert_eq!((&t[80..84], t[92]), (&0x620u32.to_le_bytes()[..], 4));
         assert_eq!(t[108], 0x32);
         assert_eq!(t[109..111], 0b111u16.to_le_bytes());
         let flags = u32::from_le_bytes(t[112..116].try_into().unwrap());
@@ -120,10 +126,12 @@ mod tests {
             ..AcpiSpec::default()
         };
         spec.power.power_button = false;
+        spec.power.gpe0_port = None;
         let t = build(&spec, 0, 0);
         let flags = u32::from_le_bytes(t[112..116].try_into().unwrap());
         assert_eq!(flags & (1 << 4 | 1 << 10), 1 << 4);
         assert_eq!(t[109..111], 0b10_0101u16.to_le_bytes());
+        assert_eq!((&t[80..84], t[92]), (&[0; 4][..], 0));
         assert_eq!((t[108], &t[116..129]), (0, &[0; 13][..]));
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! Source: ACPI specification 6.3. The platform is always in ACPI mode (there
 //! is no SMI command port), is not hardware-reduced, and has power-off (S5),
-//! the power button, the PM timer and the SCI in the PM1 register block. Left
-//! out: other sleep states, general-purpose events, thermal zones, C- and
-//! P-states, the HPET and PCI, none of which the machine has.
+//! the power button, the PM timer and the SCI in the PM1 register block, and
+//! general-purpose events that no device uses yet. Left out: other sleep
+//! states, thermal zones, C- and P-states, the HPET and PCI, none of which the
+//! machine has.
 //!
 //! Everything that a table claims comes from [`AcpiSpec`], so that a device
 //! which is not there is not described.
@@ -40,6 +41,9 @@ pub struct PowerManagement {
     pub control_port: u16,
     /// I/O port of the PM timer, 4 bytes.
     pub timer_port: u16,
+    /// First I/O port of general-purpose event block 0, if there is one: two
+    /// ports of status, two of enable.
+    pub gpe0_port: Option<u16>,
     /// Whether the timer counts 32 bits instead of 24.
     pub timer_32_bit: bool,
     /// Global system interrupt of the SCI, which is level-triggered and
@@ -114,6 +118,7 @@ impl Default for AcpiSpec {
                 event_port: 0x600,
                 control_port: 0x604,
                 timer_port: 0x608,
+                gpe0_port: Some(0x620),
                 timer_32_bit: true,
                 sci: 9,
                 power_button: true,
