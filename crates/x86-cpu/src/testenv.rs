@@ -2,6 +2,7 @@
 //! record of what the core asked for.
 
 use alloc::{
+    alloc::{Layout, alloc_zeroed},
     boxed::Box,
     collections::{BTreeMap, BTreeSet},
     vec,
@@ -45,9 +46,6 @@ pub(crate) mod sel {
     /// First slot for a test's own descriptors.
     pub(crate) const FREE: u16 = 0x40;
 }
-
-#[repr(C, align(4096))]
-struct Page([u8; 4096]);
 
 pub(crate) struct TestEnv {
     memory: *mut u8,
@@ -150,10 +148,10 @@ pub(crate) fn descriptor(base: u32, limit: u32, attributes: u16) -> u64 {
 impl Machine {
     /// Real mode, as after power-on, with CS based at 0.
     pub(crate) fn new() -> Self {
-        let pages: Vec<Page> = (0..RAM / 4096).map(|_| Page([0; 4096])).collect();
-        let memory = Box::leak(pages.into_boxed_slice())
-            .as_mut_ptr()
-            .cast::<u8>();
+        let layout = Layout::from_size_align(RAM, 4096).expect("a valid layout");
+        // SAFETY: the size is not zero. Untouched pages cost nothing.
+        let memory = unsafe { alloc_zeroed(layout) };
+        assert!(!memory.is_null());
         let mut cpuid = BTreeMap::new();
         cpuid.insert((0, 0), [0x16, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]);
         cpuid.insert((1, 0), [0x306c3, 0, 0x7fda_3203, 0x0789_fbff]);
