@@ -109,7 +109,7 @@ fn a_machine_with_next_to_nothing() -> Result<()> {
         ..AcpiSpec::default()
     };
     spec.power.power_button = false;
-    spec.power.gpe0_port = None;
+    spec.gpe0_port = None;
     spec.power.timer_32_bit = false;
     check(&spec)
 }

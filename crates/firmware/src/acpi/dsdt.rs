@@ -137,7 +137,7 @@ fn legacy(spec: &AcpiSpec, devices: &mut Devices) {
         Some(io(pm.event_port, 4)),
         Some(io(pm.control_port, 2)),
         Some(io(pm.timer_port, 4)),
-        pm.gpe0_port.map(|port| io(port, 4)),
+        spec.gpe0_port.map(|port| io(port, 4)),
     ];
     let ports: Vec<&dyn Aml> = ports.iter().flatten().map(|p| p as &dyn Aml).collect();
     devices.add("PWRM", Hid::Pnp("PNP0C02"), None, &ports);

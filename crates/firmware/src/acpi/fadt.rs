@@ -42,7 +42,7 @@ pub(super) fn build(spec: &AcpiSpec, facs: u32, dsdt: u32) -> Vec<u8> {
     t.x_pm1a_evt_blk = port(32, AccessSize::WordAccess, pm.event_port);
     t.x_pm1a_cnt_blk = port(16, AccessSize::WordAccess, pm.control_port);
     t.x_pm_tmr_blk = port(32, AccessSize::DwordAccess, pm.timer_port);
-    if let Some(gpe0) = pm.gpe0_port {
+    if let Some(gpe0) = spec.gpe0_port {
         t.gpe0_blk = u32::from(gpe0).into();
         t.gpe0_blk_len = 4;
         t.x_gpe0_blk = port(32, AccessSize::ByteAccess, gpe0);
@@ -126,7 +126,7 @@ mod tests {
             ..AcpiSpec::default()
         };
         spec.power.power_button = false;
-        spec.power.gpe0_port = None;
+        spec.gpe0_port = None;
         let t = build(&spec, 0, 0);
         let flags = u32::from_le_bytes(t[112..116].try_into().unwrap());
         assert_eq!(flags & (1 << 4 | 1 << 10), 1 << 4);

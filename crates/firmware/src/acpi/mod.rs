@@ -41,9 +41,6 @@ pub struct PowerManagement {
     pub control_port: u16,
     /// I/O port of the PM timer, 4 bytes.
     pub timer_port: u16,
-    /// First I/O port of general-purpose event block 0, if there is one: two
-    /// ports of status, two of enable.
-    pub gpe0_port: Option<u16>,
     /// Whether the timer counts 32 bits instead of 24.
     pub timer_32_bit: bool,
     /// Global system interrupt of the SCI, which is level-triggered and
@@ -92,6 +89,9 @@ pub struct AcpiSpec {
     pub ioapic: IoApic,
     /// Power management registers.
     pub power: PowerManagement,
+    /// First I/O port of general-purpose event block 0, if there is one: two
+    /// ports of status, two of enable.
+    pub gpe0_port: Option<u16>,
     /// Reset register, if there is one.
     pub reset: Option<ResetRegister>,
     /// Which of COM1 to COM4 there are.
@@ -118,12 +118,12 @@ impl Default for AcpiSpec {
                 event_port: 0x600,
                 control_port: 0x604,
                 timer_port: 0x608,
-                gpe0_port: Some(0x620),
                 timer_32_bit: true,
                 sci: 9,
                 power_button: true,
                 s5_sleep_type: 5,
             },
+            gpe0_port: Some(0x620),
             reset: Some(ResetRegister {
                 port: 0xcf9,
                 value: 6,
