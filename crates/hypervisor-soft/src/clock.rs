@@ -64,7 +64,8 @@ impl Clock {
 
     /// Moves guest time so that the TSC reads `tsc` now.
     pub(crate) fn set_tsc(&self, tsc: u64) {
-        self.offset.store(tsc.wrapping_sub(host_tsc()), Ordering::Relaxed);
+        self.offset
+            .store(tsc.wrapping_sub(host_tsc()), Ordering::Relaxed);
         self.stopped_at.store(tsc, Ordering::Relaxed);
     }
 

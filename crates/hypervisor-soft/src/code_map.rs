@@ -45,7 +45,11 @@ impl CodeMap {
             .iter()
             .map(|r| {
                 let n = (r.len() >> 12) as usize;
-                Pages { first: r.gpa().page(), granules: zeroed(n), writers: zeroed(n) }
+                Pages {
+                    first: r.gpa().page(),
+                    granules: zeroed(n),
+                    writers: zeroed(n),
+                }
             })
             .collect();
         Self { regions }
@@ -53,10 +57,16 @@ impl CodeMap {
 
     /// The state of guest page `page`, if it is memory.
     pub(crate) fn page(&self, page: u64) -> Option<PageCode<'_>> {
-        let i = self.regions.partition_point(|r| r.first <= page).checked_sub(1)?;
+        let i = self
+            .regions
+            .partition_point(|r| r.first <= page)
+            .checked_sub(1)?;
         let r = self.regions.get(i)?;
         let at = usize::try_from(page - r.first).ok()?;
-        Some(PageCode { granules: r.granules.get(at)?, writers: r.writers.get(at)? })
+        Some(PageCode {
+            granules: r.granules.get(at)?,
+            writers: r.writers.get(at)?,
+        })
     }
 }
 

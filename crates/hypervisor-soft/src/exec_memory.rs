@@ -35,7 +35,11 @@ impl ExecMemory {
         };
         let write = map(ProtFlags::READ | ProtFlags::WRITE)?;
         match map(ProtFlags::READ | ProtFlags::EXEC) {
-            Ok(exec) => Ok(Self { write, exec, used: 0 }),
+            Ok(exec) => Ok(Self {
+                write,
+                exec,
+                used: 0,
+            }),
             Err(e) => {
                 // SAFETY: mapped above, not handed out.
                 let _ = unsafe { munmap(write.as_ptr().cast(), SIZE) };
@@ -52,7 +56,9 @@ impl ExecMemory {
             return None;
         }
         // SAFETY: `at..end` is inside the writable mapping and handed out once.
-        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), self.write.as_ptr().add(at), code.len()) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(code.as_ptr(), self.write.as_ptr().add(at), code.len())
+        };
         self.used = end;
         // SAFETY: in bounds of the executable mapping.
         Some(unsafe { self.exec.as_ptr().add(at) })

@@ -16,8 +16,9 @@ const ARCH_CAPABILITIES: u32 = 0x10a;
 const MCG_CAP: u32 = 0x179;
 const MCG_STATUS: u32 = 0x17a;
 const DEBUGCTL: u32 = 0x1d9;
-const MTRR_FIXED: [u32; 11] =
-    [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
+const MTRR_FIXED: [u32; 11] = [
+    0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
+];
 const MTRR_DEF_TYPE: u32 = 0x2ff;
 /// Variable ranges that MTRRCAP announces.
 const VARIABLE: usize = 8;
@@ -35,7 +36,11 @@ pub(crate) struct Mtrrs {
 impl Default for Mtrrs {
     fn default() -> Self {
         // Enabled, write-back by default, as firmware leaves them.
-        Self { variable: [0; 2 * VARIABLE], fixed: [0x0606_0606_0606_0606; 11], default_type: 0xc06 }
+        Self {
+            variable: [0; 2 * VARIABLE],
+            fixed: [0x0606_0606_0606_0606; 11],
+            default_type: 0xc06,
+        }
     }
 }
 
@@ -46,9 +51,16 @@ fn is_type(t: u64) -> bool {
 impl Mtrrs {
     /// All registers, for saving.
     pub(crate) fn entries(&self) -> Vec<(u32, u64)> {
-        let variable = self.variable.iter().enumerate().map(|(i, v)| (0x200 + i as u32, *v));
+        let variable = self
+            .variable
+            .iter()
+            .enumerate()
+            .map(|(i, v)| (0x200 + i as u32, *v));
         let fixed = MTRR_FIXED.iter().zip(self.fixed).map(|(i, v)| (*i, v));
-        variable.chain(fixed).chain([(MTRR_DEF_TYPE, self.default_type)]).collect()
+        variable
+            .chain(fixed)
+            .chain([(MTRR_DEF_TYPE, self.default_type)])
+            .collect()
     }
 
     pub(crate) fn read(&self, index: u32, _phys_bits: u8) -> Option<u64> {
@@ -56,7 +68,10 @@ impl Mtrrs {
             MTRRCAP => Some(VARIABLE as u64 | 1 << 8 | 1 << 10),
             MTRR_DEF_TYPE => Some(self.default_type),
             0x200..=MTRR_VARIABLE_LAST => Some(self.variable[(index - 0x200) as usize]),
-            _ => MTRR_FIXED.iter().position(|&f| f == index).map(|i| self.fixed[i]),
+            _ => MTRR_FIXED
+                .iter()
+                .position(|&f| f == index)
+                .map(|i| self.fixed[i]),
         }
     }
 
@@ -79,7 +94,10 @@ impl Mtrrs {
             }
             _ => {
                 let i = MTRR_FIXED.iter().position(|&f| f == index)?;
-                (&mut self.fixed[i], value.to_le_bytes().iter().all(|&t| is_type(t.into())))
+                (
+                    &mut self.fixed[i],
+                    value.to_le_bytes().iter().all(|&t| is_type(t.into())),
+                )
             }
         };
         if valid {

@@ -49,12 +49,21 @@ impl SoftPartition {
             0 => 36,
             n => n.clamp(36, 52),
         };
-        let shared = Arc::new(Shared::new(config.memory, config.vcpus, cpuid, thunks, phys_bits));
+        let shared = Arc::new(Shared::new(
+            config.memory,
+            config.vcpus,
+            cpuid,
+            thunks,
+            phys_bits,
+        ));
         timer::spawn(&shared).map_err(|e| HypervisorError::Host {
             what: "starting the timer thread",
             reason: e.to_string(),
         })?;
-        Ok(Self { shared, created: AtomicU64::new(0) })
+        Ok(Self {
+            shared,
+            created: AtomicU64::new(0),
+        })
     }
 
     fn only_vtl0(vtl: Vtl) -> bool {
@@ -80,17 +89,23 @@ impl Partition for SoftPartition {
         }
         let bit = 1 << index;
         if self.created.fetch_or(bit, Ordering::SeqCst) & bit != 0 {
-            return Err(HypervisorError::State(format!("vCPU {index} exists already")));
+            return Err(HypervisorError::State(format!(
+                "vCPU {index} exists already"
+            )));
         }
         Ok(Box::new(SoftVcpu::new(self.shared.clone(), index)))
     }
 
     fn set_memory(&self, vtl: Vtl, memory: GuestMemory) -> Result<(), HypervisorError> {
         if !Self::only_vtl0(vtl) {
-            return Err(HypervisorError::State("this partition has no trust levels but VTL0".into()));
+            return Err(HypervisorError::State(
+                "this partition has no trust levels but VTL0".into(),
+            ));
         }
         let code = crate::code_map::CodeMap::new(&memory);
-        self.shared.memory.store(Arc::new(MemoryMap { memory, code }));
+        self.shared
+            .memory
+            .store(Arc::new(MemoryMap { memory, code }));
         self.shared.memory_generation.fetch_add(1, Ordering::SeqCst);
         for v in &self.shared.vcpus {
             v.request(request::CODE);

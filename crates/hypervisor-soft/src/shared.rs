@@ -164,7 +164,8 @@ impl Shared {
 
     /// Delivers an interrupt message and wakes whom it concerns.
     pub(crate) fn deliver(&self, message: &Message, except: Option<usize>) {
-        self.apic.deliver(message, except, |i| self.vcpus[i].request(request::EVENT));
+        self.apic
+            .deliver(message, except, |i| self.vcpus[i].request(request::EVENT));
     }
 
     /// Code in `page` was overwritten: everybody forgets its blocks.
@@ -177,7 +178,9 @@ impl Shared {
     /// `len` bytes at `gpa` were stored by a vCPU without a write tag, or by a
     /// device. `true` if code was there.
     pub(crate) fn written(&self, map: &MemoryMap, gpa: Gpa, len: u64) -> bool {
-        let Some(page) = map.code.page(gpa.page()) else { return false };
+        let Some(page) = map.code.page(gpa.page()) else {
+            return false;
+        };
         let hit = page.written(gpa, len);
         if hit {
             self.invalidate(gpa.page());
@@ -188,7 +191,9 @@ impl Shared {
     /// vCPU `me` is about to decode `granules` of `page`. Waits until no other
     /// vCPU can write there unannounced; `true` if `me` has to drop its own tags.
     pub(crate) fn mark_code(&self, map: &MemoryMap, me: usize, page: u64, granules: u64) -> bool {
-        let Some(code) = map.code.page(page) else { return false };
+        let Some(code) = map.code.page(page) else {
+            return false;
+        };
         let writers = code.mark(granules);
         let others = writers & !(1 << me);
         if others != 0 {

@@ -62,7 +62,9 @@ impl Timers {
 pub(crate) fn spawn(shared: &Arc<Shared>) -> std::io::Result<()> {
     let weak = Arc::downgrade(shared);
     let timers = shared.timers.clone();
-    thread::Builder::new().name("soft-timer".into()).spawn(move || run(&weak, &timers))?;
+    thread::Builder::new()
+        .name("soft-timer".into())
+        .spawn(move || run(&weak, &timers))?;
     Ok(())
 }
 
@@ -76,7 +78,9 @@ fn run(shared: &Weak<Shared>, timers: &Timers) {
             let at = d.load(Ordering::SeqCst);
             if at <= now {
                 // The vCPU sets a new deadline when it has looked at its timer.
-                if d.compare_exchange(at, NEVER, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+                if d.compare_exchange(at, NEVER, Ordering::SeqCst, Ordering::SeqCst)
+                    .is_ok()
+                {
                     s.vcpus[i].request(request::EVENT);
                 }
             } else {
@@ -87,7 +91,11 @@ fn run(shared: &Weak<Shared>, timers: &Timers) {
         timers.sleeping_until.store(next, Ordering::SeqCst);
         // A deadline set between the scan and here is either seen now or finds
         // `sleeping_until` and waits for the lock to notify.
-        let earliest = timers.deadlines.iter().map(|d| d.load(Ordering::SeqCst)).min();
+        let earliest = timers
+            .deadlines
+            .iter()
+            .map(|d| d.load(Ordering::SeqCst))
+            .min();
         if earliest.is_some_and(|e| e < next) {
             continue;
         }

@@ -10,7 +10,10 @@ use caisson_hypervisor::{
     x86::{Segment, VcpuState},
 };
 use caisson_hypervisor_soft::Soft;
-use caisson_memory::{Gpa, GuestMemory, MemoryView, RegionKind, Vtl, host::{HugePages, Mapping}};
+use caisson_memory::{
+    Gpa, GuestMemory, MemoryView, RegionKind, Vtl,
+    host::{HugePages, Mapping},
+};
 
 /// Kicks the vCPU when the guest writes port 0xF4; keeps the value.
 #[derive(Default)]
@@ -42,14 +45,38 @@ impl IoBus for Bus {
 }
 
 fn long_mode() -> VcpuState {
-    let code = Segment { selector: 8, base: 0, limit: !0, attributes: 0xa09b, unusable: false };
-    let data = Segment { selector: 16, base: 0, limit: !0, attributes: 0xc093, unusable: false };
-    let mut s = VcpuState { cr0: 0x8000_0031, cr3: 0x1000, cr4: 0x20, efer: 0x500, ..VcpuState::default() };
+    let code = Segment {
+        selector: 8,
+        base: 0,
+        limit: !0,
+        attributes: 0xa09b,
+        unusable: false,
+    };
+    let data = Segment {
+        selector: 16,
+        base: 0,
+        limit: !0,
+        attributes: 0xc093,
+        unusable: false,
+    };
+    let mut s = VcpuState {
+        cr0: 0x8000_0031,
+        cr3: 0x1000,
+        cr4: 0x20,
+        efer: 0x500,
+        ..VcpuState::default()
+    };
     s.segments.cs = code;
     for d in [&mut s.segments.ss, &mut s.segments.ds, &mut s.segments.es] {
         *d = data;
     }
-    s.segments.tr = Segment { selector: 24, base: 0, limit: 0x67, attributes: 0x8b, unusable: false };
+    s.segments.tr = Segment {
+        selector: 24,
+        base: 0,
+        limit: 0x67,
+        attributes: 0x8b,
+        unusable: false,
+    };
     s.segments.ldtr.unusable = true;
     s.gprs.rflags = 2;
     s.gprs.rip = 0x8000;
@@ -60,13 +87,21 @@ fn long_mode() -> VcpuState {
 
 fn run(code: &[u8]) -> (u64, Box<dyn Vcpu>) {
     let m = Mapping::new("guest", 2 << 20, HugePages::Off).unwrap();
-    let memory = GuestMemory::new(vec![m.region("ram", Gpa(0), 0, 2 << 20, RegionKind::Ram)]).unwrap();
+    let memory =
+        GuestMemory::new(vec![m.region("ram", Gpa(0), 0, 2 << 20, RegionKind::Ram)]).unwrap();
     let view = MemoryView::new(memory.clone());
     view.write_obj(Gpa(0x1000), &0x2003u64).unwrap();
     view.write_obj(Gpa(0x2000), &0x3003u64).unwrap();
     view.write_obj(Gpa(0x3000), &0x83u64).unwrap();
     view.write(Gpa(0x8000), code).unwrap();
-    let p = Soft.create_partition(PartitionConfig { vcpus: 1, memory, cpuid: None, tsc_hz: None }).unwrap();
+    let p = Soft
+        .create_partition(PartitionConfig {
+            vcpus: 1,
+            memory,
+            cpuid: None,
+            tsc_hz: None,
+        })
+        .unwrap();
     let mut v = p.create_vcpu(0).unwrap();
     v.set_state(Vtl::VTL0, &long_mode()).unwrap();
     let bus = Bus::default();

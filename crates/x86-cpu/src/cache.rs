@@ -97,8 +97,18 @@ pub struct CacheStats {
 impl CodeCache {
     /// An empty cache that keeps at most `limit` micro-operations.
     pub fn new(limit: usize) -> Self {
-        let jump = Jump { address: 0, generation: u64::MAX, mode: 0, block: core::ptr::null() };
-        let fetch = Fetch { page: 0, generation: u64::MAX, user: false, gpa: 0 };
+        let jump = Jump {
+            address: 0,
+            generation: u64::MAX,
+            mode: 0,
+            block: core::ptr::null(),
+        };
+        let fetch = Fetch {
+            page: 0,
+            generation: u64::MAX,
+            user: false,
+            gpa: 0,
+        };
         Self {
             pages: BTreeMap::new(),
             jumps: vec![jump; JUMPS].into(),
@@ -140,7 +150,11 @@ impl CodeCache {
         self.chunks.len() * CHUNK * size_of::<Uop>()
             + self.insns.len() * size_of::<Instruction>()
             + self.natives.len() * size_of::<Native>()
-            + self.pages.values().map(|p| p.blocks.len() * size_of::<Block>() + 512).sum::<usize>()
+            + self
+                .pages
+                .values()
+                .map(|p| p.blocks.len() * size_of::<Block>() + 512)
+                .sum::<usize>()
     }
 
     #[inline]
@@ -154,8 +168,19 @@ impl CodeCache {
         (address ^ address >> 13) as usize & (JUMPS - 1)
     }
 
-    pub(crate) fn set_jump(&mut self, address: u64, generation: u64, mode: u32, block: *const Block) {
-        self.jumps[Self::jump_slot(address)] = Jump { address, generation, mode, block };
+    pub(crate) fn set_jump(
+        &mut self,
+        address: u64,
+        generation: u64,
+        mode: u32,
+        block: *const Block,
+    ) {
+        self.jumps[Self::jump_slot(address)] = Jump {
+            address,
+            generation,
+            mode,
+            block,
+        };
     }
 
     pub(crate) fn fetched(&self, address: u64, generation: u64, user: bool) -> Option<u64> {
@@ -165,8 +190,12 @@ impl CodeCache {
     }
 
     pub(crate) fn set_fetched(&mut self, address: u64, generation: u64, user: bool, gpa: u64) {
-        self.fetches[(address >> 12) as usize & (FETCHES - 1)] =
-            Fetch { page: address >> 12, generation, user, gpa: gpa & !0xfff };
+        self.fetches[(address >> 12) as usize & (FETCHES - 1)] = Fetch {
+            page: address >> 12,
+            generation,
+            user,
+            gpa: gpa & !0xfff,
+        };
     }
 
     fn hash(gpa: u64, mode: u32) -> usize {
@@ -207,13 +236,20 @@ impl CodeCache {
         page.blocks.push(Box::new(block));
         let b = &raw const **page.blocks.last().expect("just pushed");
         if let Some(second) = second {
-            self.pages.entry(second).or_insert_with(Page::new).straddlers.push(number);
+            self.pages
+                .entry(second)
+                .or_insert_with(Page::new)
+                .straddlers
+                .push(number);
         }
         b
     }
 
     fn keep_uops(&mut self, uops: &[Uop]) -> *const Uop {
-        let fits = self.chunks.last().is_some_and(|c| c.len() + uops.len() <= CHUNK);
+        let fits = self
+            .chunks
+            .last()
+            .is_some_and(|c| c.len() + uops.len() <= CHUNK);
         if !fits {
             self.chunks.push(Vec::with_capacity(CHUNK));
         }
@@ -252,7 +288,11 @@ impl CodeCache {
 
 impl Page {
     fn new() -> Self {
-        Self { heads: Box::new([NONE; HEADS]), blocks: Vec::new(), straddlers: Vec::new() }
+        Self {
+            heads: Box::new([NONE; HEADS]),
+            blocks: Vec::new(),
+            straddlers: Vec::new(),
+        }
     }
 }
 

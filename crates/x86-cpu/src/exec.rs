@@ -65,7 +65,9 @@ pub fn run_one(cpu: &mut Cpu, cache: &mut CodeCache) -> Result<Activity, Fault> 
 }
 
 fn take_fault(cpu: &mut Cpu) -> Fault {
-    cpu.fault.take().unwrap_or(Fault::Internal("a handler reported a fault and gave none"))
+    cpu.fault
+        .take()
+        .unwrap_or(Fault::Internal("a handler reported a fault and gave none"))
 }
 
 /// After a link code, RIP follows from the block.
@@ -287,9 +289,12 @@ pub(crate) fn fetch(cpu: &mut Cpu, cache: &mut CodeCache, address: u64) -> Resul
     if let Some(gpa) = cache.fetched(address, cpu.code_generation, user) {
         return Ok(gpa);
     }
-    let privilege = if user { Privilege::User } else { Privilege::Supervisor };
+    let privilege = if user {
+        Privilege::User
+    } else {
+        Privilege::Supervisor
+    };
     let t = mmu::translate(cpu, address, Intent::Fetch, privilege)?;
     cache.set_fetched(address, cpu.code_generation, user, t.gpa);
     Ok(t.gpa)
 }
-

@@ -22,8 +22,8 @@ pub mod mmu;
 pub mod ops;
 pub mod state;
 pub mod sys;
+#[cfg(test)]
+pub(crate) mod testenv;
 pub mod tlb;
 pub mod uop;
 pub mod vector;
-#[cfg(test)]
-pub(crate) mod testenv;

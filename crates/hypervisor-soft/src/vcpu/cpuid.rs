@@ -12,11 +12,18 @@ use crate::shared::Shared;
 
 /// Everything that this host's processor and the software CPU have in common.
 pub(crate) fn host_table(vcpus: u32, tsc_hz: u64) -> CpuidTable {
-    let machine = Machine { vcpus, tsc_hz, apic_timer_hz: BUS_HZ as u32, la57: false };
+    let machine = Machine {
+        vcpus,
+        tsc_hz,
+        apic_timer_hz: BUS_HZ as u32,
+        la57: false,
+    };
     let leaves = cpuid::table(cpuid::host, &machine);
-    CpuidTable::new(
-        leaves.iter().map(|l| CpuidEntry { leaf: l.leaf, subleaf: l.subleaf, regs: l.regs }),
-    )
+    CpuidTable::new(leaves.iter().map(|l| CpuidEntry {
+        leaf: l.leaf,
+        subleaf: l.subleaf,
+        regs: l.regs,
+    }))
 }
 
 /// IA32_ARCH_CAPABILITIES.
@@ -29,14 +36,22 @@ fn lookup(table: &CpuidTable, leaf: u32, subleaf: u32) -> [u32; 4] {
     let max = table.get(0, 0);
     let amd = max[1] == u32::from_le_bytes(*b"Auth") || max[1] == u32::from_le_bytes(*b"Hygo");
     if leaf > max[0] && leaf < 0x4000_0000 {
-        return if amd { [0; 4] } else { table.get(max[0], subleaf) };
+        return if amd {
+            [0; 4]
+        } else {
+            table.get(max[0], subleaf)
+        };
     }
     table.get(leaf, subleaf)
 }
 
 /// A leaf as vCPU `index` sees it, but for what follows its control registers.
 pub(crate) fn leaf(table: &CpuidTable, index: u32, leaf: u32, subleaf: u32) -> [u32; 4] {
-    let vcpu = cpuid::VcpuState { apic_id: index, osxsave: false, xcr0: 1 };
+    let vcpu = cpuid::VcpuState {
+        apic_id: index,
+        osxsave: false,
+        xcr0: 1,
+    };
     cpuid::for_vcpu(leaf, subleaf, lookup(table, leaf, subleaf), &vcpu)
 }
 

@@ -92,7 +92,10 @@ impl VcpuEnv {
     /// Now, on both of the APIC timer's clocks.
     pub(crate) fn time(&self) -> Time {
         let tsc = self.shared.clock.tsc();
-        Time { nanos: self.shared.clock.nanos_at(tsc), tsc: tsc.wrapping_add(self.tsc_adjust) }
+        Time {
+            nanos: self.shared.clock.nanos_at(tsc),
+            tsc: tsc.wrapping_add(self.tsc_adjust),
+        }
     }
 
     /// When the APIC timer expires, in machine nanoseconds.
@@ -102,7 +105,10 @@ impl VcpuEnv {
             Some(Deadline::Nanos(n)) => n,
             Some(Deadline::Tsc(t)) => {
                 // Rounded up: waking early would find the timer not yet expired.
-                self.shared.clock.nanos_at(t.wrapping_sub(self.tsc_adjust)).saturating_add(1)
+                self.shared
+                    .clock
+                    .nanos_at(t.wrapping_sub(self.tsc_adjust))
+                    .saturating_add(1)
             }
         }
     }
@@ -135,7 +141,9 @@ impl VcpuEnv {
         }
         if let Some(ipi) = effects.ipi {
             let shared = &self.shared;
-            shared.apic.send(self.index, &ipi, |i| shared.vcpus[i].request(request::EVENT));
+            shared.apic.send(self.index, &ipi, |i| {
+                shared.vcpus[i].request(request::EVENT)
+            });
         }
         if let Some(vector) = effects.eoi {
             self.bus().eoi(Vtl::VTL0, vector);
@@ -146,7 +154,9 @@ impl VcpuEnv {
     /// Something may have become deliverable.
     fn look_again(&self) {
         if self.lapic.pending().is_some() {
-            self.shared.vcpus[self.index].request.fetch_or(request::EVENT, Ordering::SeqCst);
+            self.shared.vcpus[self.index]
+                .request
+                .fetch_or(request::EVENT, Ordering::SeqCst);
         }
     }
 
@@ -156,7 +166,12 @@ impl VcpuEnv {
     }
 
     fn access(&self, space: Space, address: u64) -> Access {
-        Access { vtl: Vtl::VTL0, vcpu: self.index as u32, space, address: Gpa(address) }
+        Access {
+            vtl: Vtl::VTL0,
+            vcpu: self.index as u32,
+            space,
+            address: Gpa(address),
+        }
     }
 }
 
@@ -178,13 +193,18 @@ impl Env for VcpuEnv {
         let r = match holds(self.recent) {
             Some(r) => r,
             None => {
-                self.recent = regions.partition_point(|r| r.gpa().0 <= gpa).checked_sub(1)?;
+                self.recent = regions
+                    .partition_point(|r| r.gpa().0 <= gpa)
+                    .checked_sub(1)?;
                 holds(self.recent)?
             }
         };
         // SAFETY: inside the region, whose mapping the table keeps.
         let host = unsafe { r.host().as_ptr().add((gpa - r.gpa().0) as usize) };
-        Some(HostPage { host, writable: r.kind() == RegionKind::Ram })
+        Some(HostPage {
+            host,
+            writable: r.kind() == RegionKind::Ram,
+        })
     }
 
     fn allow_write_tag(&mut self, page: u64) -> bool {
@@ -193,7 +213,10 @@ impl Env for VcpuEnv {
         {
             d.mark((page << 12) - r.gpa().0, 1);
         }
-        self.map.code.page(page).is_none_or(|p| p.claim_writer(1 << self.index))
+        self.map
+            .code
+            .page(page)
+            .is_none_or(|p| p.claim_writer(1 << self.index))
     }
 
     fn code_written(&mut self, gpa: u64, len: u64) -> bool {
@@ -262,20 +285,31 @@ impl Env for VcpuEnv {
             msr::TSC => {
                 // Writing the TSC moves this vCPU's alone, and TSC_ADJUST with it.
                 self.tsc_adjust = self.tsc_adjust.wrapping_add(value.wrapping_sub(now.tsc));
-                Ok(Effects { timer_changed: true, ..Effects::default() })
+                Ok(Effects {
+                    timer_changed: true,
+                    ..Effects::default()
+                })
             }
             msr::TSC_ADJUST => {
                 self.tsc_adjust = value;
-                Ok(Effects { timer_changed: true, ..Effects::default() })
+                Ok(Effects {
+                    timer_changed: true,
+                    ..Effects::default()
+                })
             }
             msr::APIC_BASE => self.lapic.set_apic_base(value, now),
             msr::TSC_DEADLINE => Ok(self.lapic.set_tsc_deadline(value, now)),
             X2APIC_MSR_FIRST..=X2APIC_MSR_LAST => self.lapic.write_msr(index, value, now),
             _ => {
-                return self.mtrrs.write(index, value, self.shared.phys_bits).unwrap_or_else(|| {
-                    msr::write_ignored(index, value)
-                        || self.bus().write_msr(Vtl::VTL0, self.index as u32, index, value)
-                });
+                return self
+                    .mtrrs
+                    .write(index, value, self.shared.phys_bits)
+                    .unwrap_or_else(|| {
+                        msr::write_ignored(index, value)
+                            || self
+                                .bus()
+                                .write_msr(Vtl::VTL0, self.index as u32, index, value)
+                    });
             }
         };
         match effects {

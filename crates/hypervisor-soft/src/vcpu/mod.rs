@@ -51,7 +51,10 @@ impl SoftVcpu {
         let at = index as usize;
         let mut cpu = Box::new(cpuid::new_cpu(&shared));
         cpu.request = shared.vcpus[at].request.clone();
-        let config = Config { physical_address_bits: shared.phys_bits, ..Config::new(index, index == 0) };
+        let config = Config {
+            physical_address_bits: shared.phys_bits,
+            ..Config::new(index, index == 0)
+        };
         let lapic = Lapic::new(config);
         shared.apic.publish(at, lapic.identity());
         let env = Box::new(VcpuEnv::new(shared.clone(), at, lapic));
@@ -93,7 +96,9 @@ impl SoftVcpu {
 
     /// Looks at the APIC: INIT and start-up, expired timers, NMIs.
     fn collect(&mut self) {
-        let Some(mailbox) = self.shared.apic.mailbox(self.index) else { return };
+        let Some(mailbox) = self.shared.apic.mailbox(self.index) else {
+            return;
+        };
         let received = self.env.lapic.collect(mailbox);
         let now = self.env.time();
         self.env.lapic.advance_timer(now);
@@ -104,7 +109,11 @@ impl SoftVcpu {
             self.cpu.flush_tlb(false);
             self.nmi_pending = false;
             self.cpu.replay.abandon();
-            self.cpu.activity = if self.index == 0 { Activity::Running } else { Activity::WaitForSipi };
+            self.cpu.activity = if self.index == 0 {
+                Activity::Running
+            } else {
+                Activity::WaitForSipi
+            };
         }
         if let Some(vector) = received.start_up
             && self.cpu.activity == Activity::WaitForSipi
@@ -119,7 +128,10 @@ impl SoftVcpu {
     /// is a triple fault.
     fn deliver(&mut self) -> Result<(), Fault> {
         self.cpu.window_wanted = false;
-        if matches!(self.cpu.activity, Activity::WaitForSipi | Activity::Shutdown) {
+        if matches!(
+            self.cpu.activity,
+            Activity::WaitForSipi | Activity::Shutdown
+        ) {
             return Ok(());
         }
         if self.cpu.shadow != Shadow::None {
@@ -187,7 +199,9 @@ impl SoftVcpu {
             }
         };
         self.remote().sleep(timeout);
-        self.remote().request.fetch_or(request::EVENT, Ordering::SeqCst);
+        self.remote()
+            .request
+            .fetch_or(request::EVENT, Ordering::SeqCst);
     }
 
     fn run_loop(&mut self) -> Exit {
@@ -247,8 +261,16 @@ impl SoftVcpu {
         let space = if p.port { Space::Pio } else { Space::Mmio };
         let address = Gpa(p.address);
         Some(Exit::Pending(match &p.data {
-            None => Pending::Read { space, address, len: p.len },
-            Some(data) => Pending::Write { space, address, data: data.clone() },
+            None => Pending::Read {
+                space,
+                address,
+                len: p.len,
+            },
+            Some(data) => Pending::Write {
+                space,
+                address,
+                data: data.clone(),
+            },
         }))
     }
 
@@ -287,7 +309,11 @@ impl Vcpu for SoftVcpu {
             Completion::Fault(e) => {
                 self.cpu.replay.pending.take().ok_or_else(none)?;
                 self.cpu.replay.abandon();
-                self.injected = Some(Exception { vector: e.vector, error: e.error, payload: e.payload });
+                self.injected = Some(Exception {
+                    vector: e.vector,
+                    error: e.error,
+                    payload: e.payload,
+                });
             }
             Completion::Abandoned | Completion::Retry => {
                 self.cpu.replay.pending.take().ok_or_else(none)?;
@@ -329,11 +355,18 @@ impl Vcpu for SoftVcpu {
         self.cpu.replay.abandon();
         self.nmi_pending = false;
         self.injected = None;
-        self.cpu.activity = if self.index == 0 { Activity::Running } else { Activity::WaitForSipi };
+        self.cpu.activity = if self.index == 0 {
+            Activity::Running
+        } else {
+            Activity::WaitForSipi
+        };
     }
 
     fn kick_handle(&self) -> Arc<dyn KickHandle> {
-        Arc::new(Kick { shared: self.shared.clone(), index: self.index })
+        Arc::new(Kick {
+            shared: self.shared.clone(),
+            index: self.index,
+        })
     }
 
     fn stats(&self) -> VcpuStats {

@@ -26,7 +26,10 @@ pub(super) fn check_vtl(vtl: Vtl) -> Result<(), HypervisorError> {
     if vtl == Vtl::VTL0 {
         Ok(())
     } else {
-        Err(HypervisorError::State(format!("this partition has no VTL{}", vtl.index())))
+        Err(HypervisorError::State(format!(
+            "this partition has no VTL{}",
+            vtl.index()
+        )))
     }
 }
 
@@ -74,7 +77,11 @@ impl SoftVcpu {
     pub(super) fn save(&self) -> VcpuState {
         let cpu = &self.cpu;
         let s = |n: usize| segment(&cpu.segments[n]);
-        let mut gprs = Gprs { regs: [0; 16], rip: cpu.rip, rflags: cpu.rflags() };
+        let mut gprs = Gprs {
+            regs: [0; 16],
+            rip: cpu.rip,
+            rflags: cpu.rflags(),
+        };
         gprs.regs.copy_from_slice(&cpu.regs[..16]);
         let now = self.env.time();
         let m = &cpu.msr;
@@ -114,20 +121,36 @@ impl SoftVcpu {
                 ldtr: s(seg::LDTR),
                 tr: s(seg::TR),
             },
-            gdtr: DescriptorTable { base: cpu.gdtr.base, limit: cpu.gdtr.limit },
-            idtr: DescriptorTable { base: cpu.idtr.base, limit: cpu.idtr.limit },
+            gdtr: DescriptorTable {
+                base: cpu.gdtr.base,
+                limit: cpu.gdtr.limit,
+            },
+            idtr: DescriptorTable {
+                base: cpu.idtr.base,
+                limit: cpu.idtr.limit,
+            },
             cr0: cpu.cr0,
             cr2: cpu.cr2,
             cr3: cpu.cr3,
             cr4: cpu.cr4,
             cr8: lapic.cr8().into(),
             efer: cpu.efer,
-            debug: DebugRegs { address: cpu.dr, dr6: cpu.dr6, dr7: cpu.dr7 },
+            debug: DebugRegs {
+                address: cpu.dr,
+                dr6: cpu.dr6,
+                dr7: cpu.dr7,
+            },
             msrs,
-            xsave: XsaveArea { xcr0: cpu.xcr0, area: xsave_area(cpu) },
+            xsave: XsaveArea {
+                xcr0: cpu.xcr0,
+                area: xsave_area(cpu),
+            },
             apic: ApicState {
                 base: lapic.apic_base(),
-                regs: page.chunks_exact(16).map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect(),
+                regs: page
+                    .chunks_exact(16)
+                    .map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]]))
+                    .collect(),
                 tsc_deadline: deadline,
                 timer_remaining_ns: match lapic.next_timer_deadline() {
                     Some(caisson_lapic::Deadline::Nanos(n)) => Some(n.saturating_sub(now.nanos)),
@@ -249,13 +272,19 @@ impl SoftVcpu {
             }
         }
         self.nmi_pending = state.events.nmi_pending;
-        self.injected = state.events.exception.map(|e| caisson_x86_cpu::fault::Exception {
-            vector: e.vector,
-            error: e.error,
-            payload: e.payload,
-        });
+        self.injected = state
+            .events
+            .exception
+            .map(|e| caisson_x86_cpu::fault::Exception {
+                vector: e.vector,
+                error: e.error,
+                payload: e.payload,
+            });
         let now = self.env.time();
-        let _ = self.env.lapic.set_tsc_deadline(state.apic.tsc_deadline, now);
+        let _ = self
+            .env
+            .lapic
+            .set_tsc_deadline(state.apic.tsc_deadline, now);
         self.env.publish();
         Ok(())
     }

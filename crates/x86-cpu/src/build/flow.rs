@@ -12,13 +12,21 @@ use crate::{
     uop::{Handler, Uop},
 };
 
-const LEAVES: Note = Note { kills_flags: false, needs_flags: true, plain: None, compare: None };
+const LEAVES: Note = Note {
+    kills_flags: false,
+    needs_flags: true,
+    plain: None,
+    compare: None,
+};
 
 /// Whether this module lowers `insn`.
 pub(super) fn handles(insn: &Instruction) -> bool {
     let m = insn.mnemonic();
     let near_indirect = matches!(m, Mnemonic::Jmp | Mnemonic::Call)
-        && (insn.is_jmp_near_indirect() || insn.is_call_near_indirect() || insn.is_jmp_short_or_near() || insn.is_call_near());
+        && (insn.is_jmp_near_indirect()
+            || insn.is_call_near_indirect()
+            || insn.is_jmp_short_or_near()
+            || insn.is_call_near());
     near_indirect || condition(insn).is_some() || counter_kind(m).is_some() || m == Mnemonic::Ret
 }
 
@@ -64,10 +72,22 @@ fn counter_kind(m: Mnemonic) -> Option<u16> {
 fn counter_width(insn: &Instruction) -> u16 {
     use iced_x86::Code as C;
     match insn.code() {
-        C::Jcxz_rel8_16 | C::Jcxz_rel8_32 | C::Loop_rel8_16_CX | C::Loop_rel8_32_CX
-        | C::Loope_rel8_16_CX | C::Loope_rel8_32_CX | C::Loopne_rel8_16_CX | C::Loopne_rel8_32_CX => 2,
-        C::Jrcxz_rel8_16 | C::Jrcxz_rel8_64 | C::Loop_rel8_16_RCX | C::Loop_rel8_64_RCX
-        | C::Loope_rel8_16_RCX | C::Loope_rel8_64_RCX | C::Loopne_rel8_16_RCX | C::Loopne_rel8_64_RCX => 8,
+        C::Jcxz_rel8_16
+        | C::Jcxz_rel8_32
+        | C::Loop_rel8_16_CX
+        | C::Loop_rel8_32_CX
+        | C::Loope_rel8_16_CX
+        | C::Loope_rel8_32_CX
+        | C::Loopne_rel8_16_CX
+        | C::Loopne_rel8_32_CX => 2,
+        C::Jrcxz_rel8_16
+        | C::Jrcxz_rel8_64
+        | C::Loop_rel8_16_RCX
+        | C::Loop_rel8_64_RCX
+        | C::Loope_rel8_16_RCX
+        | C::Loope_rel8_64_RCX
+        | C::Loopne_rel8_16_RCX
+        | C::Loopne_rel8_64_RCX => 8,
         _ => 4,
     }
 }
@@ -101,7 +121,11 @@ impl Builder<'_> {
             if let Some(r) = register(insn, 0) {
                 u.src = r;
             }
-            let place = if memory { Some(self.memory(insn, u)?) } else { None };
+            let place = if memory {
+                Some(self.memory(insn, u)?)
+            } else {
+                None
+            };
             let size = branch_size(insn);
             if self.is64() && size == 8 {
                 u.handler = match (call, place) {
@@ -136,7 +160,11 @@ impl Builder<'_> {
                 _ => 8,
             };
             u.aux = size | legacy::RET << 4;
-            u.handler = if size == 8 { branch::ret64 } else { branch::near_any };
+            u.handler = if size == 8 {
+                branch::ret64
+            } else {
+                branch::near_any
+            };
             self.push(*u, LEAVES);
             return Some(After::Ended);
         }
@@ -170,7 +198,9 @@ impl Builder<'_> {
             return Some(After::Ended);
         }
         u.imm = (insn.near_branch_target() as i64).wrapping_sub(next) as u64;
-        let kind = condition(insn).map(u16::from).or_else(|| counter_kind(insn.mnemonic()));
+        let kind = condition(insn)
+            .map(u16::from)
+            .or_else(|| counter_kind(insn.mnemonic()));
         u.handler = match kind {
             Some(kind) => {
                 u.aux = size | kind << 4;
@@ -178,7 +208,11 @@ impl Builder<'_> {
                 branch::jcc_any
             }
             None => {
-                let kind = if call { legacy::CALL_REL } else { legacy::JMP_REL };
+                let kind = if call {
+                    legacy::CALL_REL
+                } else {
+                    legacy::JMP_REL
+                };
                 u.aux = size | kind << 4;
                 branch::near_any
             }

@@ -15,26 +15,110 @@ use crate::{
     uop::{Handler, Uop},
 };
 
-const NOTHING: Note = Note { kills_flags: false, needs_flags: false, plain: None, compare: None };
+const NOTHING: Note = Note {
+    kills_flags: false,
+    needs_flags: false,
+    plain: None,
+    compare: None,
+};
 /// Flags unchanged or partly changed; the block may be left.
-const NEEDS: Note = Note { needs_flags: true, ..NOTHING };
+const NEEDS: Note = Note {
+    needs_flags: true,
+    ..NOTHING
+};
 
 /// Whether this module may lower `insn` (some operand forms it leaves to others).
 pub(super) fn handles(insn: &Instruction) -> bool {
     use M::*;
     let m = insn.mnemonic();
-    let string = string_kind(m).is_some() && insn.op_kinds().any(|k| (OpKind::MemorySegSI..=OpKind::MemoryESRDI).contains(&k));
+    let string = string_kind(m).is_some()
+        && insn
+            .op_kinds()
+            .any(|k| (OpKind::MemorySegSI..=OpKind::MemoryESRDI).contains(&k));
     string
         || setcc(m)
         || cmovcc(m)
         || matches!(
             m,
-            Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Test | Mov | Movzx | Movsx | Movsxd | Lea | Inc | Dec
-                | Neg | Not | Rol | Ror | Rcl | Rcr | Shl | Sal | Shr | Sar | Shld | Shrd | Mul | Imul | Div | Idiv
-                | Push | Pop | Leave | Bt | Bts | Btr | Btc | Bsf | Bsr | Popcnt | Lzcnt | Tzcnt | Bswap | Cbw | Cwde
-                | Cdqe | Cwd | Cdq | Cqo | Xchg | Xadd | Cmpxchg | Cmpxchg8b | Cmpxchg16b | Nop | Endbr64 | Endbr32
-                | Clc | Stc | Cmc | Cld | Std | Lahf | Sahf | Pause | Mfence | Lfence | Sfence | In | Out
-                | Reservednop | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchw | Prefetch | Prefetchwt1
+            Add | Or
+                | Adc
+                | Sbb
+                | And
+                | Sub
+                | Xor
+                | Cmp
+                | Test
+                | Mov
+                | Movzx
+                | Movsx
+                | Movsxd
+                | Lea
+                | Inc
+                | Dec
+                | Neg
+                | Not
+                | Rol
+                | Ror
+                | Rcl
+                | Rcr
+                | Shl
+                | Sal
+                | Shr
+                | Sar
+                | Shld
+                | Shrd
+                | Mul
+                | Imul
+                | Div
+                | Idiv
+                | Push
+                | Pop
+                | Leave
+                | Bt
+                | Bts
+                | Btr
+                | Btc
+                | Bsf
+                | Bsr
+                | Popcnt
+                | Lzcnt
+                | Tzcnt
+                | Bswap
+                | Cbw
+                | Cwde
+                | Cdqe
+                | Cwd
+                | Cdq
+                | Cqo
+                | Xchg
+                | Xadd
+                | Cmpxchg
+                | Cmpxchg8b
+                | Cmpxchg16b
+                | Nop
+                | Endbr64
+                | Endbr32
+                | Clc
+                | Stc
+                | Cmc
+                | Cld
+                | Std
+                | Lahf
+                | Sahf
+                | Pause
+                | Mfence
+                | Lfence
+                | Sfence
+                | In
+                | Out
+                | Reservednop
+                | Prefetchnta
+                | Prefetcht0
+                | Prefetcht1
+                | Prefetcht2
+                | Prefetchw
+                | Prefetch
+                | Prefetchwt1
         ) && !touches_special(insn)
 }
 
@@ -53,7 +137,21 @@ fn setcc(m: M) -> bool {
     use M::*;
     matches!(
         m,
-        Seta | Setae | Setb | Setbe | Sete | Setg | Setge | Setl | Setle | Setne | Setno | Setnp | Setns | Seto | Setp | Sets
+        Seta | Setae
+            | Setb
+            | Setbe
+            | Sete
+            | Setg
+            | Setge
+            | Setl
+            | Setle
+            | Setne
+            | Setno
+            | Setnp
+            | Setns
+            | Seto
+            | Setp
+            | Sets
     )
 }
 
@@ -61,8 +159,22 @@ fn cmovcc(m: M) -> bool {
     use M::*;
     matches!(
         m,
-        Cmova | Cmovae | Cmovb | Cmovbe | Cmove | Cmovg | Cmovge | Cmovl | Cmovle | Cmovne | Cmovno | Cmovnp
-            | Cmovns | Cmovo | Cmovp | Cmovs
+        Cmova
+            | Cmovae
+            | Cmovb
+            | Cmovbe
+            | Cmove
+            | Cmovg
+            | Cmovge
+            | Cmovl
+            | Cmovle
+            | Cmovne
+            | Cmovno
+            | Cmovnp
+            | Cmovns
+            | Cmovo
+            | Cmovp
+            | Cmovs
     )
 }
 
@@ -121,16 +233,22 @@ impl Builder<'_> {
             M::Movzx | M::Movsx | M::Movsxd => self.lower_extend(insn, u),
             M::Lea => self.lower_lea(insn, u),
             M::Inc | M::Dec | M::Neg | M::Not => self.lower_unary(insn, u),
-            M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shl | M::Sal | M::Shr | M::Sar => self.lower_shift(insn, u),
+            M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shl | M::Sal | M::Shr | M::Sar => {
+                self.lower_shift(insn, u)
+            }
             M::Shld | M::Shrd => self.lower_double_shift(insn, u),
             M::Mul | M::Imul | M::Div | M::Idiv => self.lower_muldiv(insn, u),
             M::Push | M::Pop => self.lower_stack(insn, u),
             M::Bt | M::Bts | M::Btr | M::Btc => self.lower_bit(insn, u),
             M::Bsf | M::Bsr => self.lower_scan(insn, u),
             // Where they are not offered, their prefix means nothing.
-            M::Popcnt | M::Lzcnt | M::Tzcnt if self.cpu.vector.executes(insn.code()) => self.lower_scan(insn, u),
+            M::Popcnt | M::Lzcnt | M::Tzcnt if self.cpu.vector.executes(insn.code()) => {
+                self.lower_scan(insn, u)
+            }
             M::Popcnt | M::Lzcnt | M::Tzcnt => None,
-            M::Xchg | M::Xadd | M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b => self.lower_atomic(insn, u),
+            M::Xchg | M::Xadd | M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b => {
+                self.lower_atomic(insn, u)
+            }
             M::In | M::Out => lower_io(insn, u),
             _ if setcc(m) => self.lower_setcc(insn, u),
             _ if cmovcc(m) => self.lower_cmov(insn, u),
@@ -162,7 +280,11 @@ impl Builder<'_> {
     }
 
     fn operand_size(insn: &Instruction) -> usize {
-        if is_memory(insn, 0) { insn.memory_size().size() } else { register_size(insn, 0) }
+        if is_memory(insn, 0) {
+            insn.memory_size().size()
+        } else {
+            register_size(insn, 0)
+        }
     }
 
     fn lower_binary(&mut self, insn: &Instruction, u: &mut Uop) -> Option<Note> {
@@ -233,7 +355,13 @@ impl Builder<'_> {
         })
     }
 
-    fn lower_locked(&mut self, insn: &Instruction, u: &mut Uop, size: usize, form: &Form) -> Option<Note> {
+    fn lower_locked(
+        &mut self,
+        insn: &Instruction,
+        u: &mut Uop,
+        size: usize,
+        form: &Form,
+    ) -> Option<Note> {
         let (p, imm) = match *form {
             Form::MemReg(p) => (p, false),
             Form::MemImm(p) => (p, true),
@@ -267,18 +395,27 @@ impl Builder<'_> {
         u.handler = match form {
             Form::RegReg => width!(size, W => moves::mov_rr::<W>),
             Form::RegImm => width!(size, W => moves::mov_ri::<W>),
-            Form::RegMem(p) => width!(size, W => place!(p, F, S => moves::load::<W, W, false, F, S>)),
+            Form::RegMem(p) => {
+                width!(size, W => place!(p, F, S => moves::load::<W, W, false, F, S>))
+            }
             Form::MemReg(p) => width!(size, W => place!(p, F, S => moves::store::<W, F, false, S>)),
             Form::MemImm(p) => width!(size, W => place!(p, F, S => moves::store::<W, F, true, S>)),
         };
         let memory = !matches!(form, Form::RegReg | Form::RegImm);
-        Some(Note { needs_flags: memory, ..NOTHING })
+        Some(Note {
+            needs_flags: memory,
+            ..NOTHING
+        })
     }
 
     fn lower_extend(&mut self, insn: &Instruction, u: &mut Uop) -> Option<Note> {
         let form = self.form(insn, u)?;
         let to = register_size(insn, 0);
-        let from = if is_memory(insn, 1) { insn.memory_size().size() } else { register_size(insn, 1) };
+        let from = if is_memory(insn, 1) {
+            insn.memory_size().size()
+        } else {
+            register_size(insn, 1)
+        };
         let signed = insn.mnemonic() != M::Movzx;
         macro_rules! go {
             ($X:ty, $signed:literal) => {
@@ -297,7 +434,10 @@ impl Builder<'_> {
             (4, _) => go!(u32, true),
             _ => return None,
         };
-        Some(Note { needs_flags: matches!(form, Form::RegMem(_)), ..NOTHING })
+        Some(Note {
+            needs_flags: matches!(form, Form::RegMem(_)),
+            ..NOTHING
+        })
     }
 
     fn lower_lea(&mut self, insn: &Instruction, u: &mut Uop) -> Option<Note> {
@@ -305,7 +445,11 @@ impl Builder<'_> {
         let p = self.memory(insn, u)?;
         let size = register_size(insn, 0);
         // Segments play no part in LEA.
-        let form = if u.seg >> 4 == 3 { u8::from(insn.memory_index() != Register::None) } else { 2 };
+        let form = if u.seg >> 4 == 3 {
+            u8::from(insn.memory_index() != Register::None)
+        } else {
+            2
+        };
         let _ = p;
         u.handler = match form {
             0 => wide!(size, W => moves::lea::<W, 0>),
@@ -349,7 +493,11 @@ impl Builder<'_> {
             u.imm = immediate(insn, 1)? & 0xff;
         }
         let memory = is_memory(insn, 0);
-        let p = if memory { Some(self.memory(insn, u)?) } else { None };
+        let p = if memory {
+            Some(self.memory(insn, u)?)
+        } else {
+            None
+        };
         if !memory {
             u.dst = register(insn, 0)?;
         }
@@ -374,7 +522,11 @@ impl Builder<'_> {
             _ => go!(Shl),
         };
         let count = u.imm & if size == 8 { 63 } else { 31 };
-        let simple = !cl && !memory && count != 0 && size >= 4 && matches!(m, M::Shl | M::Sal | M::Shr | M::Sar);
+        let simple = !cl
+            && !memory
+            && count != 0
+            && size >= 4
+            && matches!(m, M::Shl | M::Sal | M::Shr | M::Sar);
         if !simple {
             return Some(NEEDS);
         }
@@ -389,7 +541,11 @@ impl Builder<'_> {
         };
         // AF is undefined after a shift but the host leaves something there, so
         // earlier flags are all gone.
-        Some(Note { kills_flags: true, plain: Some(plain), ..NOTHING })
+        Some(Note {
+            kills_flags: true,
+            plain: Some(plain),
+            ..NOTHING
+        })
     }
 
     fn lower_double_shift(&mut self, insn: &Instruction, u: &mut Uop) -> Option<Note> {
@@ -444,7 +600,10 @@ impl Builder<'_> {
             _ => width!(size, W => muldiv::div_r::<W, true>),
         };
         if matches!(m, M::Mul | M::Imul) {
-            Some(Note { kills_flags: true, ..NOTHING })
+            Some(Note {
+                kills_flags: true,
+                ..NOTHING
+            })
         } else {
             Some(NEEDS)
         }
@@ -472,7 +631,10 @@ impl Builder<'_> {
         } else {
             wide!(size, W => muldiv::imul_rr::<W, false>)
         };
-        Some(Note { kills_flags: true, ..NOTHING })
+        Some(Note {
+            kills_flags: true,
+            ..NOTHING
+        })
     }
 
     fn lower_stack(&mut self, insn: &Instruction, u: &mut Uop) -> Option<Note> {
@@ -548,7 +710,11 @@ impl Builder<'_> {
     fn lower_scan(&mut self, insn: &Instruction, u: &mut Uop) -> Option<Note> {
         let size = register_size(insn, 0);
         u.dst = register(insn, 0)?;
-        let p = if is_memory(insn, 1) { Some(self.memory(insn, u)?) } else { None };
+        let p = if is_memory(insn, 1) {
+            Some(self.memory(insn, u)?)
+        } else {
+            None
+        };
         if p.is_none() {
             u.src = register(insn, 1)?;
         }
@@ -648,7 +814,10 @@ impl Builder<'_> {
                 OpKind::MemoryESRDI => width = width.or(Some(3)),
                 _ => continue,
             }
-            if matches!(insn.op_kind(i), OpKind::MemorySegSI | OpKind::MemorySegESI | OpKind::MemorySegRSI) {
+            if matches!(
+                insn.op_kind(i),
+                OpKind::MemorySegSI | OpKind::MemorySegESI | OpKind::MemorySegRSI
+            ) {
                 segment = segment_number(insn.memory_segment());
             }
         }
@@ -668,8 +837,8 @@ impl Builder<'_> {
     fn lower_simple(&mut self, insn: &Instruction, u: &mut Uop) -> Option<Note> {
         use M::*;
         u.handler = match insn.mnemonic() {
-            Nop | Reservednop | Endbr64 | Endbr32 | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchw
-            | Prefetch | Prefetchwt1 => branch::nop,
+            Nop | Reservednop | Endbr64 | Endbr32 | Prefetchnta | Prefetcht0 | Prefetcht1
+            | Prefetcht2 | Prefetchw | Prefetch | Prefetchwt1 => branch::nop,
             Pause => misc::pause,
             Mfence | Lfence | Sfence => misc::fence,
             Clc => misc::carry::<0>,
@@ -689,7 +858,11 @@ impl Builder<'_> {
                 u.dst = register(insn, 0)?;
                 wide!(register_size(insn, 0), W => moves::bswap::<W>)
             }
-            Leave if self.mode & mode::CODE64 != 0 && insn.code() == iced_x86::Code::Leaveq && !self.careful() => {
+            Leave
+                if self.mode & mode::CODE64 != 0
+                    && insn.code() == iced_x86::Code::Leaveq
+                    && !self.careful() =>
+            {
                 moves::leave64
             }
             _ => return None,

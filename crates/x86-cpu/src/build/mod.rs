@@ -90,7 +90,11 @@ pub(crate) fn build(
         count: 0,
         targets: [0; 2],
     };
-    let most = if mode & mode::STEP != 0 { 1 } else { MAX_INSTRUCTIONS };
+    let most = if mode & mode::STEP != 0 {
+        1
+    } else {
+        MAX_INSTRUCTIONS
+    };
     let mut second_page = None;
     let mut insn = Instruction::default();
     let mut at = 0;
@@ -237,7 +241,11 @@ impl Builder<'_> {
 
     /// A micro-operation for `insn` at page offset `start` with nothing in it yet.
     fn blank(insn: &Instruction, start: usize) -> Uop {
-        Uop { off: start as u16, len: insn.len() as u8, ..EMPTY }
+        Uop {
+            off: start as u16,
+            len: insn.len() as u8,
+            ..EMPTY
+        }
     }
 
     fn lower(&mut self, insn: &Instruction, start: usize) -> After {
@@ -253,7 +261,13 @@ impl Builder<'_> {
         if sys::handles(insn.code()) {
             u.imm = self.cache.keep_instruction(insn);
             u.handler = generic::system;
-            self.push(u, Note { needs_flags: true, ..Note::default() });
+            self.push(
+                u,
+                Note {
+                    needs_flags: true,
+                    ..Note::default()
+                },
+            );
             if insn.flow_control() == FlowControl::Next {
                 return After::Continue;
             }
@@ -281,8 +295,16 @@ impl Builder<'_> {
                 _ => ops::native::slow,
             },
         };
-        u.imm = self.cache.keep_native(ops::native::Native { insn: *insn, op });
-        self.push(u, Note { needs_flags: true, ..Note::default() });
+        u.imm = self
+            .cache
+            .keep_native(ops::native::Native { insn: *insn, op });
+        self.push(
+            u,
+            Note {
+                needs_flags: true,
+                ..Note::default()
+            },
+        );
         After::Continue
     }
 
@@ -292,7 +314,13 @@ impl Builder<'_> {
         u.handler = generic::raise;
         u.aux = u16::from(vector);
         u.imm = u64::from(with_error);
-        self.push(u, Note { needs_flags: true, ..Note::default() });
+        self.push(
+            u,
+            Note {
+                needs_flags: true,
+                ..Note::default()
+            },
+        );
         After::Ended
     }
 
@@ -301,7 +329,11 @@ impl Builder<'_> {
     fn invalid(&mut self, bytes: &[u8], bits: u32, start: usize) {
         self.count += 1;
         let too_long = is_too_long(bytes, bits);
-        let u = Uop { off: start as u16, len: 1, ..EMPTY };
+        let u = Uop {
+            off: start as u16,
+            len: 1,
+            ..EMPTY
+        };
         let v = if too_long { vector::GP } else { vector::UD };
         self.raise(u, v, too_long);
     }
@@ -309,9 +341,20 @@ impl Builder<'_> {
     /// Ends a block that goes on at page offset `next`.
     fn finish(&mut self, next: usize) {
         self.targets[0] = next as i64;
-        let handler = if self.is64() { branch::fall } else { generic::end };
-        let u = Uop { handler, off: next as u16, ..EMPTY };
-        let handler_needs = Note { needs_flags: true, ..Note::default() };
+        let handler = if self.is64() {
+            branch::fall
+        } else {
+            generic::end
+        };
+        let u = Uop {
+            handler,
+            off: next as u16,
+            ..EMPTY
+        };
+        let handler_needs = Note {
+            needs_flags: true,
+            ..Note::default()
+        };
         self.push(u, handler_needs);
     }
 
@@ -338,8 +381,10 @@ impl Builder<'_> {
 /// redundant prefixes, and is longer than 15 bytes.
 fn is_too_long(bytes: &[u8], bits: u32) -> bool {
     let prefix = |b: u8| {
-        matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
-            || bits == 64 && b & 0xf0 == 0x40
+        matches!(
+            b,
+            0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3
+        ) || bits == 64 && b & 0xf0 == 0x40
     };
     let prefixes = bytes.iter().take_while(|&&b| prefix(b)).count();
     if prefixes >= MAX_LENGTH {
@@ -359,5 +404,8 @@ fn is_too_long(bytes: &[u8], bits: u32) -> bool {
 pub fn accepts(cpu: &Cpu, insn: &Instruction) -> bool {
     let code = insn.code();
     code != Code::INVALID
-        && (integer::handles(insn) || flow::handles(insn) || sys::handles(code) || cpu.vector.executes(code))
+        && (integer::handles(insn)
+            || flow::handles(insn)
+            || sys::handles(code)
+            || cpu.vector.executes(code))
 }

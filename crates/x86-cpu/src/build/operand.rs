@@ -76,7 +76,11 @@ impl Builder<'_> {
             Register::RIP | Register::EIP => PAGE_RIP,
             r => (gpr_number(r)? * 8) as u8,
         };
-        u.index = if index == Register::None { ZERO } else { (gpr_number(index)? * 8) as u8 };
+        u.index = if index == Register::None {
+            ZERO
+        } else {
+            (gpr_number(index)? * 8) as u8
+        };
         u.scale = insn.memory_index_scale().trailing_zeros() as u8;
         let is64 = self.is64();
         let form = if is64 && width == 8 && segment < seg::FS {
@@ -85,7 +89,12 @@ impl Builder<'_> {
             2
         };
         let checked = !is64
-            && (self.mode & mode::FLAT == 0 || !matches!(segment, seg::ES | seg::SS | seg::DS) || width != 4);
-        Some(Place { form, slow: checked || self.careful() })
+            && (self.mode & mode::FLAT == 0
+                || !matches!(segment, seg::ES | seg::SS | seg::DS)
+                || width != 4);
+        Some(Place {
+            form,
+            slow: checked || self.careful(),
+        })
     }
 }

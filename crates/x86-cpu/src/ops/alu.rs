@@ -4,11 +4,7 @@
 use core::arch::asm;
 
 use super::access::{chain, get, read_ptr, set, slow, slow_load, slow_rmw, write_ptr};
-use crate::{
-    mem::fast::Word,
-    state::Cpu,
-    uop::Uop,
-};
+use crate::{mem::fast::Word, state::Cpu, uop::Uop};
 
 /// A two-operand operation whose flags are the host's.
 pub trait Binary {
@@ -157,7 +153,9 @@ pub unsafe extern "sysv64" fn rm<O: Binary, W: Word, const FORM: u8, const SLOW:
     // SAFETY: the handler contract.
     unsafe {
         if !SLOW {
-            let Some(p) = read_ptr::<W, FORM>(cpu, u) else { return rm::<O, W, { super::access::form::OTHER }, true>(cpu, u) };
+            let Some(p) = read_ptr::<W, FORM>(cpu, u) else {
+                return rm::<O, W, { super::access::form::OTHER }, true>(cpu, u);
+            };
             let b = W::load(p).wide();
             let a = get::<W>(cpu, (*u).dst);
             finish::<O, W, true>(cpu, u, a, b);
@@ -185,11 +183,21 @@ pub unsafe extern "sysv64" fn mr<
 ) -> u32 {
     // SAFETY: the handler contract.
     unsafe {
-        let b = if IMM { (*u).imm } else { get::<W>(cpu, (*u).src) };
+        let b = if IMM {
+            (*u).imm
+        } else {
+            get::<W>(cpu, (*u).src)
+        };
         let cc = (*cpu).cc;
         if !SLOW {
-            let p = if O::WRITES { write_ptr::<W, FORM>(cpu, u) } else { read_ptr::<W, FORM>(cpu, u) };
-            let Some(p) = p else { return mr::<O, W, FORM, IMM, true>(cpu, u) };
+            let p = if O::WRITES {
+                write_ptr::<W, FORM>(cpu, u)
+            } else {
+                read_ptr::<W, FORM>(cpu, u)
+            };
+            let Some(p) = p else {
+                return mr::<O, W, FORM, IMM, true>(cpu, u);
+            };
             let (r, f) = O::apply::<W>(W::load(p).wide(), b, cc);
             if O::WRITES {
                 W::store(p, W::narrow(r));
@@ -346,7 +354,11 @@ pub unsafe extern "sysv64" fn fused_r<
     // SAFETY: the handler contract.
     unsafe {
         let a = get::<W>(cpu, (*u).dst);
-        let b = if IMM { (*u).imm } else { get::<W>(cpu, (*u).src) };
+        let b = if IMM {
+            (*u).imm
+        } else {
+            get::<W>(cpu, (*u).src)
+        };
         let (_, f) = O::apply::<W>(a, b, 0);
         (*cpu).cc = f;
         u32::from(holds::<W, TEST, PAIR>(a, b, f)) ^ u32::from((*u).aux)
@@ -384,7 +396,11 @@ unsafe fn fused_m_rest<O: Binary, W: Word, const TEST: bool, const PAIR: u8>(
     // SAFETY: the handler contract.
     unsafe {
         let aux = (*u).aux;
-        let other = if aux & 4 != 0 { (*u).imm } else { get::<W>(cpu, (*u).src) };
+        let other = if aux & 4 != 0 {
+            (*u).imm
+        } else {
+            get::<W>(cpu, (*u).src)
+        };
         let (a, b) = if aux & 2 != 0 { (other, m) } else { (m, other) };
         let (_, f) = O::apply::<W>(a, b, 0);
         (*cpu).cc = f;

@@ -20,10 +20,18 @@ pub(crate) unsafe fn swap<W: Word>(p: *mut u8, mut v: u64) -> u64 {
     // SAFETY: the caller vouches for the address.
     unsafe {
         match W::SIZE {
-            8 => asm!("xchg [{p}], {v}", p = in(reg) p, v = inout(reg) v, options(nostack, preserves_flags)),
-            4 => asm!("xchg [{p}], {v:e}", p = in(reg) p, v = inout(reg) v, options(nostack, preserves_flags)),
-            2 => asm!("xchg [{p}], {v:x}", p = in(reg) p, v = inout(reg) v, options(nostack, preserves_flags)),
-            _ => asm!("xchg [{p}], {v:l}", p = in(reg) p, v = inout(reg) v, options(nostack, preserves_flags)),
+            8 => {
+                asm!("xchg [{p}], {v}", p = in(reg) p, v = inout(reg) v, options(nostack, preserves_flags))
+            }
+            4 => {
+                asm!("xchg [{p}], {v:e}", p = in(reg) p, v = inout(reg) v, options(nostack, preserves_flags))
+            }
+            2 => {
+                asm!("xchg [{p}], {v:x}", p = in(reg) p, v = inout(reg) v, options(nostack, preserves_flags))
+            }
+            _ => {
+                asm!("xchg [{p}], {v:l}", p = in(reg) p, v = inout(reg) v, options(nostack, preserves_flags))
+            }
         }
     }
     W::narrow(v).wide()
@@ -38,10 +46,18 @@ pub(crate) unsafe fn compare_exchange<W: Word>(p: *mut u8, old: u64, new: u64) -
     // SAFETY: the caller vouches for the address.
     unsafe {
         match W::SIZE {
-            8 => asm!("lock cmpxchg [{p}], {n}", p = in(reg) p, n = in(reg) new, inout("rax") a, options(nostack)),
-            4 => asm!("lock cmpxchg [{p}], {n:e}", p = in(reg) p, n = in(reg) new, inout("rax") a, options(nostack)),
-            2 => asm!("lock cmpxchg [{p}], {n:x}", p = in(reg) p, n = in(reg) new, inout("rax") a, options(nostack)),
-            _ => asm!("lock cmpxchg [{p}], {n:l}", p = in(reg) p, n = in(reg) new, inout("rax") a, options(nostack)),
+            8 => {
+                asm!("lock cmpxchg [{p}], {n}", p = in(reg) p, n = in(reg) new, inout("rax") a, options(nostack))
+            }
+            4 => {
+                asm!("lock cmpxchg [{p}], {n:e}", p = in(reg) p, n = in(reg) new, inout("rax") a, options(nostack))
+            }
+            2 => {
+                asm!("lock cmpxchg [{p}], {n:x}", p = in(reg) p, n = in(reg) new, inout("rax") a, options(nostack))
+            }
+            _ => {
+                asm!("lock cmpxchg [{p}], {n:l}", p = in(reg) p, n = in(reg) new, inout("rax") a, options(nostack))
+            }
         }
     }
     W::narrow(a).wide()
@@ -136,13 +152,23 @@ impl Locked for Not {
 }
 
 /// `lock op mem, reg` (`IMM` false), `lock op mem, imm`, or `lock op mem`.
-pub unsafe extern "sysv64" fn op<O: Locked, W: Word, const IMM: bool, const FORM: u8, const SLOW: bool>(
+pub unsafe extern "sysv64" fn op<
+    O: Locked,
+    W: Word,
+    const IMM: bool,
+    const FORM: u8,
+    const SLOW: bool,
+>(
     cpu: *mut Cpu,
     u: *const Uop,
 ) -> u32 {
     // SAFETY: the handler contract.
     unsafe {
-        let b = if IMM { (*u).imm } else { get::<W>(cpu, (*u).src) };
+        let b = if IMM {
+            (*u).imm
+        } else {
+            get::<W>(cpu, (*u).src)
+        };
         let cc = (*cpu).cc;
         if !SLOW {
             let Some(p) = write_ptr::<W, FORM>(cpu, u) else {
@@ -179,7 +205,9 @@ pub unsafe extern "sysv64" fn xadd_m_fast<W: Word, const FORM: u8>(
 ) -> u32 {
     // SAFETY: the handler contract.
     unsafe {
-        let Some(p) = write_ptr::<W, FORM>(cpu, u) else { return xadd_m::<W>(cpu, u) };
+        let Some(p) = write_ptr::<W, FORM>(cpu, u) else {
+            return xadd_m::<W>(cpu, u);
+        };
         let (old, f) = exchange_add::<W>(p, get::<W>(cpu, (*u).src));
         (*cpu).cc = f;
         set::<W>(cpu, (*u).src, old);
@@ -193,10 +221,18 @@ unsafe fn exchange_add<W: Word>(p: *mut u8, mut b: u64) -> (u64, u64) {
     // SAFETY: the caller vouches for the address.
     unsafe {
         match W::SIZE {
-            8 => asm!("lock xadd [{p}], {b}", "lahf", "seto al", p = in(reg) p, b = inout(reg) b, out("rax") f, options(nostack)),
-            4 => asm!("lock xadd [{p}], {b:e}", "lahf", "seto al", p = in(reg) p, b = inout(reg) b, out("rax") f, options(nostack)),
-            2 => asm!("lock xadd [{p}], {b:x}", "lahf", "seto al", p = in(reg) p, b = inout(reg) b, out("rax") f, options(nostack)),
-            _ => asm!("lock xadd [{p}], {b:l}", "lahf", "seto al", p = in(reg) p, b = inout(reg) b, out("rax") f, options(nostack)),
+            8 => {
+                asm!("lock xadd [{p}], {b}", "lahf", "seto al", p = in(reg) p, b = inout(reg) b, out("rax") f, options(nostack))
+            }
+            4 => {
+                asm!("lock xadd [{p}], {b:e}", "lahf", "seto al", p = in(reg) p, b = inout(reg) b, out("rax") f, options(nostack))
+            }
+            2 => {
+                asm!("lock xadd [{p}], {b:x}", "lahf", "seto al", p = in(reg) p, b = inout(reg) b, out("rax") f, options(nostack))
+            }
+            _ => {
+                asm!("lock xadd [{p}], {b:l}", "lahf", "seto al", p = in(reg) p, b = inout(reg) b, out("rax") f, options(nostack))
+            }
         }
     }
     (b, f & 0xffff)
@@ -279,7 +315,13 @@ unsafe fn pair<const WIDE: bool>(cpu: &mut Cpu, u: *const Uop) -> Result<(), Fau
         }
         let privilege = cpu.privilege();
         let p = cpu.begin_rmw(at, size as usize, privilege, true)?;
-        let r = |cpu: &Cpu, n: usize| if WIDE { cpu.regs[n] } else { cpu.regs[n] & 0xffff_ffff };
+        let r = |cpu: &Cpu, n: usize| {
+            if WIDE {
+                cpu.regs[n]
+            } else {
+                cpu.regs[n] & 0xffff_ffff
+            }
+        };
         let (mut a, mut d) = (r(cpu, reg::RAX), r(cpu, reg::RDX));
         let (b, c) = (r(cpu, reg::RBX), r(cpu, reg::RCX));
         let equal: u8;

@@ -38,7 +38,11 @@ pub unsafe extern "sysv64" fn bt_r<W: Word, const KIND: u8, const IMM: bool>(
 ) -> u32 {
     // SAFETY: the handler contract.
     unsafe {
-        let bit = if IMM { (*u).imm } else { get::<W>(cpu, (*u).src) } & (W::SIZE * 8 - 1);
+        let bit = if IMM {
+            (*u).imm
+        } else {
+            get::<W>(cpu, (*u).src)
+        } & (W::SIZE * 8 - 1);
         let (v, f) = test::<KIND>(get::<W>(cpu, (*u).dst), bit, (*cpu).cc);
         (*cpu).cc = f;
         if KIND != kind::TEST {
@@ -73,7 +77,10 @@ unsafe fn bit_memory<W: Word, const KIND: u8, const IMM: bool>(
                 4 => i64::from(get::<W>(cpu, (*u).src) as i32),
                 _ => i64::from(get::<W>(cpu, (*u).src) as i16),
             };
-            (raw as u64 & (bits - 1), (raw >> bits.trailing_zeros()) * W::SIZE as i64)
+            (
+                raw as u64 & (bits - 1),
+                (raw >> bits.trailing_zeros()) * W::SIZE as i64,
+            )
         };
         let unused_bits = 64 - (8u32 << ((*u).seg >> 4 & 3));
         let offset = offset_other(cpu, u).wrapping_add(unit as u64) << unused_bits >> unused_bits;
@@ -168,7 +175,13 @@ pub unsafe extern "sysv64" fn scan_r<O: Scan, W: Word, const KEEPS: bool>(
 }
 
 /// Scan of memory.
-pub unsafe extern "sysv64" fn scan_m<O: Scan, W: Word, const KEEPS: bool, const FORM: u8, const SLOW: bool>(
+pub unsafe extern "sysv64" fn scan_m<
+    O: Scan,
+    W: Word,
+    const KEEPS: bool,
+    const FORM: u8,
+    const SLOW: bool,
+>(
     cpu: *mut Cpu,
     u: *const Uop,
 ) -> u32 {

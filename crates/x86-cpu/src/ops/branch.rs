@@ -73,7 +73,9 @@ pub unsafe extern "sysv64" fn call64(cpu: *mut Cpu, u: *const Uop) -> u32 {
     // SAFETY: the handler contract.
     unsafe {
         let sp = get::<u64>(cpu, RSP).wrapping_sub(8);
-        let Some(p) = probe_write(cpu, sp, 8) else { return call64_slow(cpu, u) };
+        let Some(p) = probe_write(cpu, sp, 8) else {
+            return call64_slow(cpu, u);
+        };
         u64::store(p, rip_after(cpu, u));
         set::<u64>(cpu, RSP, sp);
         Next::TAKEN
@@ -116,7 +118,9 @@ pub unsafe extern "sysv64" fn jmp_r64(cpu: *mut Cpu, u: *const Uop) -> u32 {
 pub unsafe extern "sysv64" fn jmp_m64<const FORM: u8>(cpu: *mut Cpu, u: *const Uop) -> u32 {
     // SAFETY: the handler contract.
     unsafe {
-        let Some(p) = read_ptr::<u64, FORM>(cpu, u) else { return jmp_m64_slow(cpu, u) };
+        let Some(p) = read_ptr::<u64, FORM>(cpu, u) else {
+            return jmp_m64_slow(cpu, u);
+        };
         go(cpu, u, u64::load(p))
     }
 }
@@ -171,7 +175,9 @@ pub unsafe extern "sysv64" fn ret64(cpu: *mut Cpu, u: *const Uop) -> u32 {
     // SAFETY: the handler contract.
     unsafe {
         let sp = get::<u64>(cpu, RSP);
-        let Some(p) = probe_read(cpu, sp, 8) else { return ret64_slow(cpu, u) };
+        let Some(p) = probe_read(cpu, sp, 8) else {
+            return ret64_slow(cpu, u);
+        };
         let target = u64::load(p);
         if !(*cpu).canonical(target) {
             return fault(cpu, u, Fault::gp(0));
@@ -233,7 +239,11 @@ unsafe fn near(cpu: &mut Cpu, u: *const Uop) -> Result<u64, Fault> {
     // SAFETY: the handler contract.
     unsafe {
         let (size, kind) = (u64::from((*u).aux & 15), (*u).aux >> 4);
-        let mask = if size == 8 { !0 } else { (1u64 << (8 * size)) - 1 };
+        let mask = if size == 8 {
+            !0
+        } else {
+            (1u64 << (8 * size)) - 1
+        };
         let next = rip_after(cpu, u);
         let target = match kind {
             legacy::JMP_REL | legacy::CALL_REL => next.wrapping_add((*u).imm),
@@ -246,7 +256,11 @@ unsafe fn near(cpu: &mut Cpu, u: *const Uop) -> Result<u64, Fault> {
             _ => cpu.peek(0, size)?,
         } & mask;
         let limit = u64::from(cpu.segments[crate::state::seg::CS].limit);
-        let inside = if cpu.is_64bit() { cpu.canonical(target) } else { target <= limit };
+        let inside = if cpu.is_64bit() {
+            cpu.canonical(target)
+        } else {
+            target <= limit
+        };
         if !inside {
             return Err(Fault::gp(0));
         }

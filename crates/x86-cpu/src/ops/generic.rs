@@ -59,7 +59,11 @@ pub unsafe extern "sysv64" fn raise(cpu: *mut Cpu, u: *const Uop) -> u32 {
     // SAFETY: the handler contract.
     unsafe {
         let vector = (*u).aux as u8;
-        let f = if (*u).imm == 1 { Fault::with_error(vector, 0) } else { Fault::simple(vector) };
+        let f = if (*u).imm == 1 {
+            Fault::with_error(vector, 0)
+        } else {
+            Fault::simple(vector)
+        };
         fault(cpu, u, f)
     }
 }

@@ -12,7 +12,13 @@ const RDX: u8 = (reg::RDX * 8) as u8;
 
 unsafe fn port(cpu: &Cpu, u: *const Uop) -> u16 {
     // SAFETY: the handler contract. `src` 1 says that the port is immediate.
-    unsafe { if (*u).src == 1 { (*u).imm as u16 } else { get::<u16>(cpu, RDX) as u16 } }
+    unsafe {
+        if (*u).src == 1 {
+            (*u).imm as u16
+        } else {
+            get::<u16>(cpu, RDX) as u16
+        }
+    }
 }
 
 /// IN; `aux` is the size in bytes.

@@ -2,8 +2,8 @@
 //! extensions of RAX.
 
 use super::access::{
-    address, chain, get, offset_other, read_ptr, set, slow, slow_load, slow_rmw,
-    slow_store, write_ptr,
+    address, chain, get, offset_other, read_ptr, set, slow, slow_load, slow_rmw, slow_store,
+    write_ptr,
 };
 use crate::{
     flags::condition,
@@ -95,7 +95,11 @@ pub unsafe extern "sysv64" fn store<W: Word, const FORM: u8, const IMM: bool, co
 ) -> u32 {
     // SAFETY: the handler contract.
     unsafe {
-        let v = if IMM { (*u).imm } else { get::<W>(cpu, (*u).src) };
+        let v = if IMM {
+            (*u).imm
+        } else {
+            get::<W>(cpu, (*u).src)
+        };
         if !SLOW {
             let Some(p) = write_ptr::<W, FORM>(cpu, u) else {
                 return store::<W, FORM, IMM, true>(cpu, u);
@@ -138,7 +142,15 @@ pub unsafe extern "sysv64" fn cmov_rr<W: Word>(cpu: *mut Cpu, u: *const Uop) -> 
     // SAFETY: the handler contract.
     unsafe {
         let (a, b) = (get::<W>(cpu, (*u).dst), get::<W>(cpu, (*u).src));
-        set::<W>(cpu, (*u).dst, if condition((*cpu).cc, (*u).aux as u8) { b } else { a });
+        set::<W>(
+            cpu,
+            (*u).dst,
+            if condition((*cpu).cc, (*u).aux as u8) {
+                b
+            } else {
+                a
+            },
+        );
         chain!(cpu, u)
     }
 }
@@ -152,7 +164,15 @@ pub unsafe extern "sysv64" fn cmov_rm<W: Word, const FORM: u8, const SLOW: bool>
     unsafe {
         let finish = |cpu: *mut Cpu, b: u64| {
             let a = get::<W>(cpu, (*u).dst);
-            set::<W>(cpu, (*u).dst, if condition((*cpu).cc, (*u).aux as u8) { b } else { a });
+            set::<W>(
+                cpu,
+                (*u).dst,
+                if condition((*cpu).cc, (*u).aux as u8) {
+                    b
+                } else {
+                    a
+                },
+            );
         };
         if !SLOW {
             let Some(p) = read_ptr::<W, FORM>(cpu, u) else {
@@ -173,7 +193,11 @@ pub unsafe extern "sysv64" fn cmov_rm<W: Word, const FORM: u8, const SLOW: bool>
 pub unsafe extern "sysv64" fn setcc_r(cpu: *mut Cpu, u: *const Uop) -> u32 {
     // SAFETY: the handler contract.
     unsafe {
-        set::<u8>(cpu, (*u).dst, u64::from(condition((*cpu).cc, (*u).aux as u8)));
+        set::<u8>(
+            cpu,
+            (*u).dst,
+            u64::from(condition((*cpu).cc, (*u).aux as u8)),
+        );
         chain!(cpu, u)
     }
 }
@@ -194,10 +218,16 @@ pub unsafe extern "sysv64" fn push64<const IMM: bool, const SLOW: bool>(
 ) -> u32 {
     // SAFETY: the handler contract.
     unsafe {
-        let v = if IMM { (*u).imm } else { get::<u64>(cpu, (*u).src) };
+        let v = if IMM {
+            (*u).imm
+        } else {
+            get::<u64>(cpu, (*u).src)
+        };
         if !SLOW {
             let sp = get::<u64>(cpu, RSP).wrapping_sub(8);
-            let Some(p) = probe_write(cpu, sp, 8) else { return push64::<IMM, true>(cpu, u) };
+            let Some(p) = probe_write(cpu, sp, 8) else {
+                return push64::<IMM, true>(cpu, u);
+            };
             u64::store(p, v);
             set::<u64>(cpu, RSP, sp);
             return chain!(cpu, u);
@@ -212,7 +242,9 @@ pub unsafe extern "sysv64" fn pop64<const SLOW: bool>(cpu: *mut Cpu, u: *const U
     unsafe {
         if !SLOW {
             let sp = get::<u64>(cpu, RSP);
-            let Some(p) = probe_read(cpu, sp, 8) else { return pop64::<true>(cpu, u) };
+            let Some(p) = probe_read(cpu, sp, 8) else {
+                return pop64::<true>(cpu, u);
+            };
             let v = u64::load(p);
             set::<u64>(cpu, RSP, sp.wrapping_add(8));
             set::<u64>(cpu, (*u).dst, v);
@@ -230,7 +262,11 @@ pub unsafe extern "sysv64" fn pop64<const SLOW: bool>(cpu: *mut Cpu, u: *const U
 pub unsafe extern "sysv64" fn push_any<const IMM: bool>(cpu: *mut Cpu, u: *const Uop) -> u32 {
     // SAFETY: the handler contract.
     unsafe {
-        let v = if IMM { (*u).imm } else { get::<u64>(cpu, (*u).src) };
+        let v = if IMM {
+            (*u).imm
+        } else {
+            get::<u64>(cpu, (*u).src)
+        };
         slow(cpu, u, |c| c.push(v, u64::from((*u).aux)))
     }
 }

@@ -122,7 +122,12 @@ pub unsafe extern "sysv64" fn mul_r<W: Word, const SIGNED: bool>(
 }
 
 /// MUL and one-operand IMUL of memory.
-pub unsafe extern "sysv64" fn mul_m<W: Word, const SIGNED: bool, const FORM: u8, const SLOW: bool>(
+pub unsafe extern "sysv64" fn mul_m<
+    W: Word,
+    const SIGNED: bool,
+    const FORM: u8,
+    const SLOW: bool,
+>(
     cpu: *mut Cpu,
     u: *const Uop,
 ) -> u32 {
@@ -178,12 +183,18 @@ fn short_mul<W: Word>(mut a: u64, b: u64) -> (u64, u64) {
     // SAFETY: register arithmetic only.
     unsafe {
         match W::SIZE {
-            8 => asm!("imul {a}, {b}", "lahf", "seto al", a = inout(reg) a, b = in(reg) b, out("rax") f,
-                options(pure, nomem, nostack)),
-            4 => asm!("imul {a:e}, {b:e}", "lahf", "seto al", a = inout(reg) a, b = in(reg) b, out("rax") f,
-                options(pure, nomem, nostack)),
-            _ => asm!("imul {a:x}, {b:x}", "lahf", "seto al", a = inout(reg) a, b = in(reg) b, out("rax") f,
-                options(pure, nomem, nostack)),
+            8 => {
+                asm!("imul {a}, {b}", "lahf", "seto al", a = inout(reg) a, b = in(reg) b, out("rax") f,
+                options(pure, nomem, nostack))
+            }
+            4 => {
+                asm!("imul {a:e}, {b:e}", "lahf", "seto al", a = inout(reg) a, b = in(reg) b, out("rax") f,
+                options(pure, nomem, nostack))
+            }
+            _ => {
+                asm!("imul {a:x}, {b:x}", "lahf", "seto al", a = inout(reg) a, b = in(reg) b, out("rax") f,
+                options(pure, nomem, nostack))
+            }
         }
     }
     (a, f & 0xffff)
@@ -196,7 +207,11 @@ pub unsafe extern "sysv64" fn imul_rr<W: Word, const IMM: bool>(
 ) -> u32 {
     // SAFETY: the handler contract.
     unsafe {
-        let a = if IMM { (*u).imm } else { get::<W>(cpu, (*u).dst) };
+        let a = if IMM {
+            (*u).imm
+        } else {
+            get::<W>(cpu, (*u).dst)
+        };
         let (v, f) = short_mul::<W>(a, get::<W>(cpu, (*u).src));
         (*cpu).cc = f;
         set::<W>(cpu, (*u).dst, v);
@@ -205,14 +220,23 @@ pub unsafe extern "sysv64" fn imul_rr<W: Word, const IMM: bool>(
 }
 
 /// `imul reg, mem` and, with `IMM`, `imul reg, mem, imm`.
-pub unsafe extern "sysv64" fn imul_rm<W: Word, const IMM: bool, const FORM: u8, const SLOW: bool>(
+pub unsafe extern "sysv64" fn imul_rm<
+    W: Word,
+    const IMM: bool,
+    const FORM: u8,
+    const SLOW: bool,
+>(
     cpu: *mut Cpu,
     u: *const Uop,
 ) -> u32 {
     // SAFETY: the handler contract.
     unsafe {
         let finish = |cpu: *mut Cpu, b: u64| {
-            let a = if IMM { (*u).imm } else { get::<W>(cpu, (*u).dst) };
+            let a = if IMM {
+                (*u).imm
+            } else {
+                get::<W>(cpu, (*u).dst)
+            };
             let (v, f) = short_mul::<W>(a, b);
             (*cpu).cc = f;
             set::<W>(cpu, (*u).dst, v);

@@ -45,7 +45,15 @@ pub unsafe extern "sysv64" fn memory<const FORM: u8>(cpu: *mut Cpu, u: *const Uo
     // gets a pointer to as many bytes as the operand has.
     unsafe {
         let n = native(u);
-        let Some(Memory { size, access, align_mask, .. }) = n.op.memory else { return slow(cpu, u) };
+        let Some(Memory {
+            size,
+            access,
+            align_mask,
+            ..
+        }) = n.op.memory
+        else {
+            return slow(cpu, u);
+        };
         let at = address::<FORM>(cpu, u);
         let p = match access {
             Access::Read => probe_read(cpu, at, size.into()),

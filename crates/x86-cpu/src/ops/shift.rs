@@ -3,7 +3,11 @@
 use core::arch::asm;
 
 use super::access::{chain, get, set, slow, slow_rmw, write_ptr};
-use crate::{mem::fast::Word, state::{Cpu, reg}, uop::Uop};
+use crate::{
+    mem::fast::Word,
+    state::{Cpu, reg},
+    uop::Uop,
+};
 
 const RCX: u8 = (reg::RCX * 8) as u8;
 
@@ -90,7 +94,13 @@ pub unsafe extern "sysv64" fn plain<W: Word, const KIND: u8>(cpu: *mut Cpu, u: *
 }
 
 /// `op mem, count`.
-pub unsafe extern "sysv64" fn m<O: Shift, W: Word, const CL: bool, const FORM: u8, const SLOW: bool>(
+pub unsafe extern "sysv64" fn m<
+    O: Shift,
+    W: Word,
+    const CL: bool,
+    const FORM: u8,
+    const SLOW: bool,
+>(
     cpu: *mut Cpu,
     u: *const Uop,
 ) -> u32 {
@@ -134,7 +144,11 @@ fn double<W: Word, const LEFT: bool>(mut a: u64, b: u64, count: u64, cc: u64) ->
             }
         };
     }
-    if LEFT { run!("shld") } else { run!("shrd") }
+    if LEFT {
+        run!("shld")
+    } else {
+        run!("shrd")
+    }
     (a, f & 0xffff)
 }
 

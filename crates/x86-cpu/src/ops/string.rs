@@ -72,7 +72,11 @@ impl Operation {
     }
 
     fn advance(&self, cpu: &mut Cpu, r: usize, bytes: u64) {
-        let delta = if self.back { bytes.wrapping_neg() } else { bytes };
+        let delta = if self.back {
+            bytes.wrapping_neg()
+        } else {
+            bytes
+        };
         self.put(cpu, r, cpu.regs[r].wrapping_add(delta));
     }
 
@@ -84,7 +88,11 @@ impl Operation {
     }
 
     fn count(&self, cpu: &Cpu) -> u64 {
-        if self.repeat == repeat::NONE { 1 } else { cpu.regs[reg::RCX] & self.mask }
+        if self.repeat == repeat::NONE {
+            1
+        } else {
+            cpu.regs[reg::RCX] & self.mask
+        }
     }
 
     fn consume(&self, cpu: &mut Cpu, n: u64) {
@@ -153,7 +161,8 @@ fn piece(cpu: &mut Cpu, op: &Operation) -> Option<bool> {
     let simple = matches!(op.kind, kind::MOVS | kind::STOS | kind::SCAS | kind::CMPS);
     // Offsets that wrap within a piece, breakpoints and alignment checks are the
     // slow path's business.
-    let plain_mode = cpu.is_64bit() && cpu.mode & (crate::state::mode::ALIGN | crate::state::mode::STEP) == 0;
+    let plain_mode =
+        cpu.is_64bit() && cpu.mode & (crate::state::mode::ALIGN | crate::state::mode::STEP) == 0;
     if !simple || op.back || !plain_mode || op.mask != !0 {
         return None;
     }
@@ -171,7 +180,11 @@ fn piece(cpu: &mut Cpu, op: &Operation) -> Option<bool> {
         let write = matches!(op.kind, kind::MOVS | kind::STOS);
         // SAFETY: `cpu` is live.
         d = unsafe {
-            if write { probe_write(cpu, at, op.size) } else { probe_read(cpu, at, op.size) }
+            if write {
+                probe_write(cpu, at, op.size)
+            } else {
+                probe_read(cpu, at, op.size)
+            }
         }?;
         n = n.min((4096 - (at & 0xfff)) / op.size);
     }
@@ -203,10 +216,18 @@ unsafe fn host_movs(d: *mut u8, s: *const u8, n: u64, size: u64) {
     // SAFETY: the caller vouches for both ranges; DF is clear in the host.
     unsafe {
         match size {
-            1 => asm!("rep movsb", inout("rcx") n => _, inout("rdi") d => _, inout("rsi") s => _, options(nostack, preserves_flags)),
-            2 => asm!("rep movsw", inout("rcx") n => _, inout("rdi") d => _, inout("rsi") s => _, options(nostack, preserves_flags)),
-            4 => asm!("rep movsd", inout("rcx") n => _, inout("rdi") d => _, inout("rsi") s => _, options(nostack, preserves_flags)),
-            _ => asm!("rep movsq", inout("rcx") n => _, inout("rdi") d => _, inout("rsi") s => _, options(nostack, preserves_flags)),
+            1 => {
+                asm!("rep movsb", inout("rcx") n => _, inout("rdi") d => _, inout("rsi") s => _, options(nostack, preserves_flags))
+            }
+            2 => {
+                asm!("rep movsw", inout("rcx") n => _, inout("rdi") d => _, inout("rsi") s => _, options(nostack, preserves_flags))
+            }
+            4 => {
+                asm!("rep movsd", inout("rcx") n => _, inout("rdi") d => _, inout("rsi") s => _, options(nostack, preserves_flags))
+            }
+            _ => {
+                asm!("rep movsq", inout("rcx") n => _, inout("rdi") d => _, inout("rsi") s => _, options(nostack, preserves_flags))
+            }
         }
     }
 }
@@ -215,17 +236,31 @@ unsafe fn host_stos(d: *mut u8, a: u64, n: u64, size: u64) {
     // SAFETY: the caller vouches for the range; DF is clear in the host.
     unsafe {
         match size {
-            1 => asm!("rep stosb", inout("rcx") n => _, inout("rdi") d => _, in("rax") a, options(nostack, preserves_flags)),
-            2 => asm!("rep stosw", inout("rcx") n => _, inout("rdi") d => _, in("rax") a, options(nostack, preserves_flags)),
-            4 => asm!("rep stosd", inout("rcx") n => _, inout("rdi") d => _, in("rax") a, options(nostack, preserves_flags)),
-            _ => asm!("rep stosq", inout("rcx") n => _, inout("rdi") d => _, in("rax") a, options(nostack, preserves_flags)),
+            1 => {
+                asm!("rep stosb", inout("rcx") n => _, inout("rdi") d => _, in("rax") a, options(nostack, preserves_flags))
+            }
+            2 => {
+                asm!("rep stosw", inout("rcx") n => _, inout("rdi") d => _, in("rax") a, options(nostack, preserves_flags))
+            }
+            4 => {
+                asm!("rep stosd", inout("rcx") n => _, inout("rdi") d => _, in("rax") a, options(nostack, preserves_flags))
+            }
+            _ => {
+                asm!("rep stosq", inout("rcx") n => _, inout("rdi") d => _, in("rax") a, options(nostack, preserves_flags))
+            }
         }
     }
 }
 
 /// SCAS and CMPS over host memory; returns elements done and whether the
 /// comparison ended the instruction.
-unsafe fn compare_run(cpu: &mut Cpu, op: &Operation, s: *const u8, d: *const u8, n: u64) -> (u64, bool) {
+unsafe fn compare_run(
+    cpu: &mut Cpu,
+    op: &Operation,
+    s: *const u8,
+    d: *const u8,
+    n: u64,
+) -> (u64, bool) {
     // SAFETY: the caller vouches for `n` elements on each side used.
     unsafe {
         match op.size {
@@ -251,7 +286,14 @@ unsafe fn compare_words<W: Word>(
         // SAFETY: the caller vouches for element `i`.
         let (x, y) = unsafe {
             let y = W::load(d.add(at)).wide();
-            (if op.kind == kind::CMPS { W::load(s.add(at)).wide() } else { a }, y)
+            (
+                if op.kind == kind::CMPS {
+                    W::load(s.add(at)).wide()
+                } else {
+                    a
+                },
+                y,
+            )
         };
         i += 1;
         let ends = match op.repeat {
