@@ -202,7 +202,6 @@ fn raise(cpu: &mut Cpu, fault: Fault) -> Option<Stop> {
     loop {
         match fault {
             Fault::Exception(e) => {
-                cpu.stats.exceptions += 1;
                 match sys::deliver_exception(cpu, e) {
                     Ok(()) => return None,
                     Err(f) => fault = f,

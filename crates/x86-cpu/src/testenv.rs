@@ -114,7 +114,9 @@ impl Env for TestEnv {
     }
     fn begin_exclusive(&mut self) {}
     fn end_exclusive(&mut self) {}
-    fn code_page(&mut self, _page: u64, _granules: u64) {}
+    fn code_page(&mut self, _page: u64, _granules: u64) -> bool {
+        true
+    }
     fn pause(&mut self) {
         self.pauses += 1;
     }

@@ -3,7 +3,7 @@
 
 use iced_x86::{Code, Instruction};
 
-use super::control::require_cpl0;
+use super::{control::require_cpl0, debug::dr6};
 use crate::{
     fault::Fault,
     flags,
@@ -46,8 +46,11 @@ fn switch(cpu: &mut Cpu, cs: Segment, ss: Segment, cpl: u8, rip: u64) {
     cpu.segments[seg::SS] = ss;
     cpu.cpl = cpl;
     cpu.rip = rip;
-    // TF is judged as the instruction leaves it.
-    cpu.step.armed = cpu.rflags_system & flags::TF != 0;
+    // TF is judged as the instruction leaves it, not as it found it.
+    cpu.step.armed = false;
+    if cpu.rflags_system & flags::TF != 0 {
+        cpu.pending_db |= dr6::BS;
+    }
     cpu.update_mode();
 }
 

@@ -3,7 +3,10 @@ use crate::{
     flags,
     flow::Flow,
     state::{efer, reg},
-    sys::msr::{self, index},
+    sys::{
+        debug::{after_instruction, check_instruction, dr6},
+        msr::{self, index},
+    },
     testenv::CODE,
 };
 
@@ -93,9 +96,13 @@ fn trap_flag_is_judged_at_the_end() {
     m.cpu.set_rflags(flags::TF | 2);
     m.cpu.step.armed = true;
     m.run(SYSCALL).unwrap();
-    assert!(!m.cpu.step.armed);
+    assert_eq!(after_instruction(&mut m.cpu), Ok(()));
+    // SYSRET brings TF back: the trap is the first thing that happens.
     m.run(SYSRETQ).unwrap();
-    assert!(m.cpu.step.armed);
+    let Err(Fault::Exception(e)) = check_instruction(&mut m.cpu) else {
+        panic!("no trap");
+    };
+    assert_eq!((e.vector, e.payload), (vector::DB, dr6::BS));
 }
 
 #[test]
