@@ -73,6 +73,27 @@ pub const GUESTS: &[Guest] = &[
     guest("debug", 1),
     guest("encodings", 1),
     guest("syscall", 1),
+    guest("msrs", 1),
+    guest("io", 1),
+    guest("strings", 1),
+    guest("smc", 1),
+    guest("fpu", 1),
+    guest("timer", 1),
+    guest("smp", 4),
+    guest("adversary", 1),
+    guest("bench", 1),
+    Guest {
+        end: End::TripleFault,
+        ..guest("triple-fault", 1)
+    },
+    Guest {
+        end: End::PowerOff,
+        ..guest("power-off", 1)
+    },
+    Guest {
+        end: End::Reset,
+        ..guest("reset", 1)
+    },
 ];
 
 /// Path of a guest's ELF, building all guests on first use.

@@ -104,5 +104,5 @@ pub fn run_all(count: usize, job: Job, argument: usize) -> bool {
         submit(index, job, argument);
     }
     job(argument);
-    (1..count).all(|index| join(index, 5_000_000))
+    (1..count).all(|index| join(index, 20_000_000))
 }
