@@ -1,3 +1,5 @@
 //! Harness for whole-VM tests.
 
+pub mod debian;
 pub mod guests;
+pub mod vm;

@@ -1,2 +1,31 @@
-//! Developer tasks.
-fn main() {}
+//! Developer tasks: `cargo xtask TASK`.
+
+mod bench;
+mod targets;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Developer tasks of Caisson.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Measure and compare with the peer found on this machine.
+    #[command(subcommand)]
+    Bench(bench::Bench),
+    /// Build the crates that need no operating system for a target that has none.
+    CheckTargets,
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().task {
+        Task::Bench(bench) => bench.run(),
+        Task::CheckTargets => targets::check(),
+    }
+}

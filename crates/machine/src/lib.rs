@@ -1,1 +1,66 @@
-//! Assembly and lifecycle of a virtual machine.
+//! A virtual machine: assembled from its description, run, held, looked at, saved and ended.
+//!
+//! This is the only crate that knows both hypervisor backends and devices. [`MachineSpec`] says what to make,
+//! [`Machine`] is the result:
+//!
+//! ```no_run
+//! # fn hypervisor() -> std::sync::Arc<dyn caisson_hypervisor::Hypervisor> { unimplemented!() }
+//! use caisson_machine::{BootSpec, Input, Machine, MachineSpec};
+//!
+//! let config = caisson_config::MachineConfig { serial: vec![caisson_config::CharBackend::Null], ..Default::default() };
+//! let kernel = Input::open("kernel", "vmlinuz".as_ref(), 64 << 20)?;
+//! let boot = BootSpec { kernel, initrd: None, modules: vec![], cmdline: "console=ttyS0".into() };
+//! let machine = Machine::new(MachineSpec::from_config(&config, hypervisor(), boot, || None)?)?;
+//! machine.start()?;
+//! println!("{}", machine.wait());
+//! # Ok::<(), caisson_machine::MachineError>(())
+//! ```
+//!
+//! # Threads
+//!
+//! | thread | does |
+//! |---|---|
+//! | `vcpuN` | runs guest code and, on its exit path, the device that the guest accesses |
+//! | `devices` | delivers timers, lets devices make progress, moves input into serial ports |
+//! | `com1`, … | hands a port's output to its host end, which may block |
+//! | `supervisor` | deals with power-off, reset, crashes and `stop`, and ends the others |
+//!
+//! A device is called by one thread at a time (there is a lock around each). A thread that holds a device may go on to
+//! the interrupt controllers and to the queues of the other threads, never to another device, so no circle of waiting
+//! can form.
+//!
+//! # How a guest's end is told
+//!
+//! Power-off ends the machine; a reset restarts it from its kernel, or ends it, as `on-reboot` says. A triple fault and
+//! a kernel panic are crashes, and [`OnCrash`] says what they do. A panic is recognised by what Linux prints on its
+//! console before the reset that `panic=-1` makes it ask for: this needs no driver in the guest and works from the
+//! kernel's first line on. A kernel that does not reset after a panic stands still, as on hardware.
+#![forbid(unsafe_code)]
+
+mod boot;
+mod command;
+mod error;
+mod inspect;
+mod io;
+mod machine;
+mod outcome;
+mod pc;
+mod ram;
+mod run;
+mod serial;
+mod spec;
+mod state;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use boot::{BootSpec, Input};
+pub use command::{CommandEnd, CommandEnding, CommandSession, command};
+pub use error::MachineError;
+pub use machine::{Machine, Phase};
+pub use outcome::{Fault, Outcome};
+pub use ram::host_memory;
+pub use serial::{Closed, HostEnd, SerialInput, SocketEnd, StreamEnd};
+pub use spec::{MachineSpec, MemorySpec, OnCrash, SERIAL_PORTS};
+pub use state::SavedMachine;

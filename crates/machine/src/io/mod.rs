@@ -1,0 +1,7 @@
+//! Between the vCPUs and the devices: the bus, the clock, timers, and the locks around devices.
+
+pub(crate) mod bus;
+pub(crate) mod clock;
+pub(crate) mod interrupts;
+pub(crate) mod slot;
+pub(crate) mod worker;

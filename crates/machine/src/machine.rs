@@ -1,0 +1,527 @@
+//! A virtual machine from outside: made, started, held, looked at and ended.
+
+use std::{
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use caisson_config::OnReboot;
+use caisson_device::{Clock, ResetKind};
+use caisson_firmware::MemoryMap;
+use caisson_hypervisor::{Partition, PartitionConfig};
+use caisson_memory::{GuestMemory, MemoryView, Vtl};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::{
+    MachineError, MachineSpec, OnCrash, Outcome,
+    boot::Boot,
+    io::{
+        bus::MachineBus,
+        clock::{HostWallClock, MachineClock},
+        interrupts::PartitionMsi,
+        worker::Worker,
+    },
+    pc::{self, Lint0, Pc, PcHandles, PcSpec, PortHandles},
+    ram,
+    run::{
+        events::{Event, Events},
+        gate::Gate,
+        supervisor,
+        vcpus::Vcpus,
+    },
+    serial::{HostEnd, OutputQueue, PanicWatch, Pump, SerialInput},
+};
+
+/// How long vCPUs get to leave guest code. They need microseconds; this only bounds a fault of ours.
+const PARK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a machine is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Made, never run.
+    Created,
+    /// Its vCPUs run and its time passes.
+    Running,
+    /// Its vCPUs and its time stand still.
+    Paused,
+    /// Over. See [`Machine::wait`].
+    Ended,
+}
+
+impl Phase {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Created => "has not been started",
+            Self::Running => "is running",
+            Self::Paused => "is paused",
+            Self::Ended => "has ended",
+        }
+    }
+}
+
+/// A character port: the queue behind the device, the way in, and the host end until its thread takes it.
+pub(crate) struct Port {
+    pub(crate) name: String,
+    pub(crate) output: Arc<OutputQueue>,
+    pub(crate) input: SerialInput,
+    pub(crate) end: Mutex<Option<Box<dyn HostEnd>>>,
+    pub(crate) patience: Option<Duration>,
+}
+
+impl Port {
+    pub(crate) fn new(name: String, mut end: Box<dyn HostEnd>, watch: Option<PanicWatch>) -> Self {
+        let input = SerialInput::default();
+        end.attach(input.clone());
+        Self {
+            name,
+            output: OutputQueue::new(watch),
+            input,
+            patience: end.patience(),
+            end: Mutex::new(Some(end)),
+        }
+    }
+}
+
+/// Everything that the machine's threads share.
+pub(crate) struct Shared {
+    pub(crate) name: String,
+    pub(crate) backend: &'static str,
+    pub(crate) phase: Mutex<Phase>,
+    pub(crate) partition: Arc<dyn Partition>,
+    pub(crate) memory: GuestMemory,
+    pub(crate) vcpus: Arc<Vcpus>,
+    pub(crate) bus: MachineBus,
+    pub(crate) pc: Pc,
+    pub(crate) clock: Arc<MachineClock>,
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) gate: Gate,
+    pub(crate) events: Arc<Events>,
+    pub(crate) ports: Vec<Port>,
+    pub(crate) boot: Boot,
+    pub(crate) on_reboot: OnReboot,
+    pub(crate) on_crash: OnCrash,
+    pub(crate) resets: Mutex<u64>,
+    outcome: Mutex<Option<Outcome>>,
+    ended: Condvar,
+}
+
+/// A virtual machine. All methods may be called from any thread; dropping it ends it.
+pub struct Machine {
+    shared: Arc<Shared>,
+    supervisor: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Machine {
+    /// Makes the machine: memory, vCPUs, devices, tables, and the kernel in its place. Nothing runs yet.
+    ///
+    /// # Errors
+    /// Whatever of it cannot be had; see [`MachineError`].
+    pub fn new(spec: MachineSpec) -> Result<Self, MachineError> {
+        let machine = Self::assemble(spec)?;
+        let shared = &machine.shared;
+        shared.pc.reset(ResetKind::PowerOn);
+        shared.load()?;
+        Ok(machine)
+    }
+
+    /// Makes the machine's parts, in no particular state.
+    pub(crate) fn assemble(spec: MachineSpec) -> Result<Self, MachineError> {
+        let backend = spec.hypervisor.name();
+        let limit = spec.hypervisor.max_vcpus();
+        if spec.vcpus == 0 || spec.vcpus > limit {
+            return Err(MachineError::Vcpus {
+                asked: spec.vcpus,
+                backend,
+                limit,
+            });
+        }
+        // How far the vCPUs reach is known once there is a partition.
+        let memory = ram::allocate(&MemoryMap::new(spec.memory.bytes, 52)?, &spec.memory)?;
+        let partition = spec.hypervisor.create_partition(PartitionConfig {
+            vcpus: spec.vcpus,
+            memory: memory.clone(),
+            cpuid: None,
+            tsc_hz: None,
+        })?;
+        let map = MemoryMap::new(spec.memory.bytes, physical_address_bits(&*partition))?;
+        partition.set_clock_running(false);
+
+        let vcpus = (0..spec.vcpus)
+            .map(|index| partition.create_vcpu(index))
+            .collect::<Result<Vec<_>, _>>()?;
+        let vcpus = Vcpus::new(vcpus);
+        let events = Arc::new(Events::default());
+        events.set_kicks(vcpus.kicks());
+        let clock = Arc::new(MachineClock::new(partition.clone()));
+        let worker = Worker::new();
+        worker.set_clock_running(false);
+
+        let mut ports = Vec::new();
+        let mut serial = [None; crate::SERIAL_PORTS];
+        for (index, end) in spec.serial.into_iter().enumerate() {
+            if let (Some(end), Some(place)) = (end, serial.get_mut(index)) {
+                *place = Some(ports.len());
+                let watch = (index == 0).then(PanicWatch::default);
+                ports.push(Port::new(format!("com{}", index + 1), end, watch));
+            }
+        }
+        let debugcon = spec.debugcon.map(|end| {
+            ports.push(Port::new("debugcon".into(), end, None));
+            ports.len() - 1
+        });
+        let pc_spec = PcSpec {
+            vcpus: spec.vcpus,
+            map: &map,
+            serial,
+            debugcon,
+            debug_exit: spec.debug_exit,
+        };
+        let handles = PcHandles {
+            msi: Arc::new(PartitionMsi(partition.clone())),
+            intr: Arc::new(Lint0(partition.clone())),
+            clock: clock.clone(),
+            timers: worker.clone(),
+            power: events.clone(),
+            memory: MemoryView::new(memory.clone()),
+            wall: Arc::new(HostWallClock),
+            ports: (0..)
+                .zip(&ports)
+                .map(|(number, port)| PortHandles {
+                    output: port.output.clone(),
+                    room: worker.pump_waker(number),
+                })
+                .collect(),
+        };
+        let pc = pc::assemble(&pc_spec, &handles)?;
+        let tables = pc::tables(&pc_spec, &*partition)?;
+        let bus = MachineBus::new(pc.address_map()?, pc.controllers());
+        connect(&worker, &pc, &ports);
+
+        let boot = Boot {
+            spec: spec.boot,
+            map,
+            tables: tables.imports,
+            rsdp: Some(tables.rsdp),
+        };
+        let shared = Arc::new(Shared {
+            name: spec.name,
+            backend,
+            phase: Mutex::new(Phase::Created),
+            partition,
+            memory,
+            vcpus,
+            bus,
+            pc,
+            clock,
+            worker,
+            gate: Gate::default(),
+            events,
+            ports,
+            boot,
+            on_reboot: spec.on_reboot,
+            on_crash: spec.on_crash,
+            resets: Mutex::new(0),
+            outcome: Mutex::new(None),
+            ended: Condvar::new(),
+        });
+        Ok(Self {
+            shared,
+            supervisor: Mutex::new(None),
+        })
+    }
+
+    /// Starts the machine's threads and lets it run.
+    ///
+    /// # Errors
+    /// It was started before, or the host refused a thread.
+    pub fn start(&self) -> Result<(), MachineError> {
+        let mut phase = self.shared.phase_for("started", &[Phase::Created])?;
+        let supervisor = supervisor::start(&self.shared)?;
+        *self.supervisor.lock() = Some(supervisor);
+        *phase = Phase::Paused;
+        self.shared.go(&mut phase);
+        Ok(())
+    }
+
+    /// Stops all vCPUs and the machine's time. Returns when they stand still. Pausing a paused machine does nothing.
+    ///
+    /// # Errors
+    /// The machine is not running.
+    pub fn pause(&self) -> Result<(), MachineError> {
+        let mut phase = self
+            .shared
+            .phase_for("paused", &[Phase::Running, Phase::Paused])?;
+        self.shared.hold(&mut phase)
+    }
+
+    /// Lets a paused machine run on. Its guest does not notice that time has passed.
+    ///
+    /// # Errors
+    /// The machine is neither paused nor running.
+    pub fn resume(&self) -> Result<(), MachineError> {
+        let mut phase = self
+            .shared
+            .phase_for("resumed", &[Phase::Running, Phase::Paused])?;
+        self.shared.go(&mut phase);
+        Ok(())
+    }
+
+    /// Presses reset: the guest starts again from its kernel. A paused machine stays paused.
+    ///
+    /// # Errors
+    /// The machine is neither paused nor running, or its kernel can no longer be read.
+    pub fn reset(&self) -> Result<(), MachineError> {
+        let mut phase = self
+            .shared
+            .phase_for("reset", &[Phase::Running, Phase::Paused])?;
+        self.shared.restart(&mut phase, || {})
+    }
+
+    /// Presses the power button: the guest is asked to switch itself off, if it listens.
+    ///
+    /// # Errors
+    /// The machine is not running.
+    pub fn press_power_button(&self) -> Result<(), MachineError> {
+        let _phase = self
+            .shared
+            .phase_for("asked to power off", &[Phase::Running])?;
+        self.shared.pc.press_power_button();
+        Ok(())
+    }
+
+    /// Pulls the plug. Returns at once; see [`wait`](Self::wait).
+    pub fn stop(&self) {
+        let phase = self.shared.phase.lock();
+        if *phase == Phase::Created {
+            self.shared.finish(phase, Outcome::Stopped);
+        } else {
+            drop(phase);
+            self.shared.events.post(Event::Stop);
+        }
+    }
+
+    /// Waits until the machine has ended, its threads are gone and its output has been delivered.
+    pub fn wait(&self) -> Outcome {
+        let mut outcome = self.shared.outcome.lock();
+        loop {
+            if let Some(outcome) = &*outcome {
+                return outcome.clone();
+            }
+            self.shared.ended.wait(&mut outcome);
+        }
+    }
+
+    /// As [`wait`](Self::wait), but for at most `patience`.
+    pub fn wait_for(&self, patience: Duration) -> Option<Outcome> {
+        let deadline = Instant::now() + patience;
+        let mut outcome = self.shared.outcome.lock();
+        while outcome.is_none()
+            && !self
+                .shared
+                .ended
+                .wait_until(&mut outcome, deadline)
+                .timed_out()
+        {}
+        outcome.clone()
+    }
+
+    /// What the machine is doing.
+    pub fn phase(&self) -> Phase {
+        *self.shared.phase.lock()
+    }
+
+    /// The machine's name.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// The way to type at serial port `index` (0 is COM1), if the machine has it.
+    pub fn serial_input(&self, index: usize) -> Option<SerialInput> {
+        let name = format!("com{}", index + 1);
+        self.shared
+            .ports
+            .iter()
+            .find(|port| port.name == name)
+            .map(|port| port.input.clone())
+    }
+
+    /// The guest's memory. Only a paused guest leaves it alone.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.shared.memory
+    }
+
+    /// Machine time in nanoseconds.
+    pub fn now_ns(&self) -> u64 {
+        self.shared.clock.now()
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop();
+        if let Some(supervisor) = self.supervisor.lock().take() {
+            let _ = supervisor.join();
+        }
+    }
+}
+
+impl Shared {
+    /// The phase, locked, if it is one of `allowed`.
+    pub(crate) fn phase_for(
+        &self,
+        action: &'static str,
+        allowed: &[Phase],
+    ) -> Result<MutexGuard<'_, Phase>, MachineError> {
+        let phase = self.phase.lock();
+        if allowed.contains(&phase) {
+            Ok(phase)
+        } else {
+            Err(MachineError::Phase {
+                action,
+                phase: phase.text(),
+            })
+        }
+    }
+
+    /// Parks the vCPUs, keeps other threads out of the devices, and stops time.
+    pub(crate) fn hold(&self, phase: &mut Phase) -> Result<(), MachineError> {
+        if *phase != Phase::Running {
+            return Ok(());
+        }
+        if !self.vcpus.park(Some(Instant::now() + PARK_PATIENCE)) {
+            self.events
+                .post(Event::Crash("a vCPU does not stop".into()));
+            return Err(MachineError::Phase {
+                action: "held",
+                phase: "has a vCPU that does not stop",
+            });
+        }
+        self.gate.close();
+        self.worker.set_clock_running(false);
+        self.partition.set_clock_running(false);
+        *phase = Phase::Paused;
+        Ok(())
+    }
+
+    /// Lets time pass and vCPUs run.
+    pub(crate) fn go(&self, phase: &mut Phase) {
+        if *phase == Phase::Paused {
+            self.partition.set_clock_running(true);
+            self.worker.set_clock_running(true);
+            self.gate.open();
+            self.vcpus.run();
+            *phase = Phase::Running;
+        }
+    }
+
+    /// Puts kernel and tables into memory and the first vCPU at their entry. The vCPUs stand still.
+    pub(crate) fn load(&self) -> Result<(), MachineError> {
+        let boot = self.boot.load(&MemoryView::new(self.memory.clone()))?;
+        // What vCPUs remember of the old contents (translated code) is to be forgotten.
+        self.partition.set_memory(Vtl::VTL0, self.memory.clone())?;
+        for mut vcpu in self.vcpus.parked() {
+            vcpu.reset(Vtl::VTL0, false);
+            if vcpu.index() == 0 {
+                let mut state = vcpu.state(Vtl::VTL0)?;
+                boot.apply(&mut state);
+                vcpu.set_state(Vtl::VTL0, &state)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Resets everything and starts the guest again, or leaves it paused if it was. `before` is called while
+    /// everything stands still.
+    pub(crate) fn restart(
+        &self,
+        phase: &mut Phase,
+        before: impl FnOnce(),
+    ) -> Result<(), MachineError> {
+        let was = *phase;
+        self.hold(phase)?;
+        self.pc.reset(ResetKind::System);
+        for port in &self.ports {
+            port.output.reset_watch();
+        }
+        self.load()?;
+        *self.resets.lock() += 1;
+        before();
+        if was == Phase::Running {
+            self.go(phase);
+        }
+        Ok(())
+    }
+
+    /// Whether the guest's kernel said that it panics.
+    pub(crate) fn panic_message(&self) -> Option<String> {
+        self.ports
+            .iter()
+            .find_map(|port| port.output.panic_message())
+    }
+
+    /// The machine is over.
+    pub(crate) fn finish(&self, mut phase: MutexGuard<'_, Phase>, outcome: Outcome) {
+        *phase = Phase::Ended;
+        drop(phase);
+        self.outcome.lock().get_or_insert(outcome);
+        self.ended.notify_all();
+    }
+
+    /// Spawns one of the machine's threads. A panic in it ends the machine instead of leaving it hanging.
+    pub(crate) fn spawn(
+        self: &Arc<Self>,
+        role: String,
+        body: impl FnOnce(&Arc<Self>) + Send + 'static,
+    ) -> Result<JoinHandle<()>, MachineError> {
+        let shared = self.clone();
+        let what = role.clone();
+        thread::Builder::new()
+            .name(role.clone())
+            .spawn(move || {
+                let run = std::panic::AssertUnwindSafe(|| body(&shared));
+                if let Err(payload) = std::panic::catch_unwind(run) {
+                    shared.events.post(Event::Crash(format!(
+                        "panic in the {what} thread: {}",
+                        panic_text(&*payload)
+                    )));
+                }
+            })
+            .map_err(|source| MachineError::Thread { role, source })
+    }
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(payload: &(dyn core::any::Any + Send)) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+/// Wires the ports to their devices, and both to the worker.
+fn connect(worker: &Arc<Worker>, pc: &Pc, ports: &[Port]) {
+    let mut pumps = Vec::new();
+    for (number, (port, device)) in (0..).zip(ports.iter().zip(pc.ports())) {
+        let (on_room, on_push) = (worker.pump_waker(number), worker.pump_waker(number));
+        port.output.on_room(move || on_room.wake_by_ref());
+        port.input.on_push(move || on_push.wake_by_ref());
+        pumps.push(Pump::new(
+            port.input.clone(),
+            port.output.clone(),
+            device.clone(),
+        ));
+    }
+    worker.set_work(pc.devices().to_vec(), pumps);
+}
+
+/// MAXPHYADDR (Intel SDM Vol. 2, CPUID leaf 8000_0008H), 36 where the leaf is missing.
+fn physical_address_bits(partition: &dyn Partition) -> u8 {
+    match partition.cpuid().get(0x8000_0008, 0)[0] & 0xff {
+        0 => 36,
+        bits => bits as u8,
+    }
+}

@@ -1,0 +1,131 @@
+//! What a machine is made from: the description with everything it names resolved.
+
+use std::sync::Arc;
+
+use caisson_config::{CharBackend, HugePages, MachineConfig, OnReboot};
+use caisson_hypervisor::Hypervisor;
+
+use crate::{
+    BootSpec, MachineError,
+    serial::{HostEnd, SocketEnd, StreamEnd},
+};
+
+/// How many serial ports a PC has.
+pub const SERIAL_PORTS: usize = 4;
+
+/// Guest RAM and what backs it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemorySpec {
+    /// How much, a multiple of the page size.
+    pub bytes: u64,
+    /// Which of the host's pages back it.
+    pub hugepages: HugePages,
+}
+
+/// What happens when the guest crashes: its kernel panics and asks for a reset, or a vCPU triple-faults.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnCrash {
+    /// The machine ends and says so: who started it learns of the crash, and a kernel that crashes at each start does
+    /// not do so for ever.
+    #[default]
+    End,
+    /// It restarts as after any other reset, as hardware does.
+    Restart,
+}
+
+/// Everything that [`Machine::new`](crate::Machine::new) needs.
+pub struct MachineSpec {
+    /// The machine's name, for messages and thread names.
+    pub name: String,
+    /// What runs its vCPUs.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// How many vCPUs, at least 1.
+    pub vcpus: u32,
+    /// RAM.
+    pub memory: MemorySpec,
+    /// What it starts.
+    pub boot: BootSpec,
+    /// The host's ends of COM1 to COM4; a port without one does not exist.
+    pub serial: [Option<Box<dyn HostEnd>>; SERIAL_PORTS],
+    /// The host's end of the debug console at port 0xE9.
+    pub debugcon: Option<Box<dyn HostEnd>>,
+    /// The port at which a write ends the machine.
+    pub debug_exit: Option<u16>,
+    /// What a reboot by the guest does.
+    pub on_reboot: OnReboot,
+    /// What a crash of the guest does.
+    pub on_crash: OnCrash,
+}
+
+impl MachineSpec {
+    /// The machine that `config` describes, starting `boot`. Ports that `config` gives to standard input and output
+    /// get what `stdio` makes; it is called at most once. Files and sockets are opened here.
+    ///
+    /// # Errors
+    /// A file or socket that cannot be opened, or a need for standard input and output where there is none.
+    pub fn from_config(
+        config: &MachineConfig,
+        hypervisor: Arc<dyn Hypervisor>,
+        boot: BootSpec,
+        stdio: impl FnOnce() -> Option<Box<dyn HostEnd>>,
+    ) -> Result<Self, MachineError> {
+        let mut stdio = Some(stdio);
+        let mut open = |backend: &CharBackend, port: &str| {
+            open(backend, port, || stdio.take().and_then(|make| make()))
+        };
+        let mut serial = [const { None }; SERIAL_PORTS];
+        for (index, (place, backend)) in serial.iter_mut().zip(&config.serial).enumerate() {
+            *place = Some(open(backend, &format!("COM{}", index + 1))?);
+        }
+        let debugcon = config
+            .debugcon
+            .as_ref()
+            .map(|backend| open(backend, "the debug console"))
+            .transpose()?;
+        Ok(Self {
+            name: config.name.to_string(),
+            hypervisor,
+            vcpus: config.cpus,
+            memory: MemorySpec {
+                bytes: config.memory.size.bytes(),
+                hugepages: config.memory.hugepages,
+            },
+            boot,
+            serial,
+            debugcon,
+            debug_exit: config.debug_exit.as_ref().map(|debug_exit| debug_exit.port),
+            on_reboot: config.on_reboot,
+            on_crash: OnCrash::default(),
+        })
+    }
+}
+
+fn open(
+    backend: &CharBackend,
+    port: &str,
+    stdio: impl FnOnce() -> Option<Box<dyn HostEnd>>,
+) -> Result<Box<dyn HostEnd>, MachineError> {
+    Ok(match backend {
+        CharBackend::Stdio => stdio().ok_or_else(|| MachineError::NoStdio { port: port.into() })?,
+        CharBackend::Null => Box::new(StreamEnd::new(std::io::sink())),
+        CharBackend::File(file) => {
+            let path = file.path.as_path();
+            let end = StreamEnd::file(path, file.append);
+            Box::new(end.map_err(|source| MachineError::Serial {
+                port: port.into(),
+                path: path.to_owned(),
+                source,
+            })?)
+        }
+        CharBackend::Socket(socket) => {
+            let path = socket.path.as_path();
+            Box::new(SocketEnd::listen(path).map_err(|source| {
+                let (port, path) = (port.into(), path.to_owned());
+                match source.kind() {
+                    std::io::ErrorKind::AddrInUse => MachineError::SocketInUse { port, path },
+                    _ => MachineError::Serial { port, path, source },
+                }
+            })?)
+        }
+    })
+}
