@@ -183,6 +183,11 @@ impl CommandSession {
         state.ready
     }
 
+    /// Whether the guest's agent is up, or was.
+    pub fn is_ready(&self) -> bool {
+        self.shared.state.lock().ready
+    }
+
     /// Sends standard input, waiting for the guest to take it. `false` when the command ended first.
     pub fn send_stdin(&self, mut bytes: &[u8]) -> bool {
         let mut state = self.shared.state.lock();

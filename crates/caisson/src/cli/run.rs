@@ -1,0 +1,244 @@
+//! `caisson run`: its flags, and the description that they make with a config file.
+
+use std::path::PathBuf;
+
+use caisson_config::{
+    Accel, CharBackend, DebugExit, HostPath, ImageName, MachineConfig, MachineName, Memory,
+    OnReboot,
+};
+use clap::Args;
+
+const EXAMPLES: &str = "\
+Examples:
+  caisson run                                   a Debian shell; Ctrl-A x leaves it
+  caisson run --cpus 4 --memory 2G              with more room
+  caisson run -- sh -c 'nproc; exit 3'          one command; exits with 3
+  caisson run -- gzip -9 < log > log.gz         input and output are byte-exact
+  caisson run --serial file=console.log         console to a file
+  caisson run --serial stdio --serial socket=/tmp/com2.sock
+                                                a second serial port, on a Unix socket
+  caisson run --kernel vmlinux --initrd root.cpio.gz --cmdline 'console=ttyS0 quiet'
+  caisson run --kernel hobby.elf --debugcon stdio --serial null --debug-exit
+                                                a Multiboot kernel and its test ports
+  caisson run --config web.toml --memory 4G     a description, with one thing changed
+
+On the console: Ctrl-A x leaves (the machine is stopped), Ctrl-A h lists the keys,
+Ctrl-A Ctrl-A sends a Ctrl-A.
+
+Options with commas take key=value items after the first value, as in
+--memory 1G,hugepages=on. Put a value that contains a comma or an equals sign in double
+quotes: --serial 'file=\"a,b.log\"'.";
+
+/// Start a virtual machine and stay with it until it ends.
+///
+/// Without an image and without --kernel, it runs Debian's cloud kernel with a small root in
+/// memory, fetched on the first use. Nothing that happens inside outlives it.
+#[derive(Clone, Debug, Default, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct RunArgs {
+    /// The image to run [default: mini, unless --kernel is given]
+    pub(crate) image: Option<ImageName>,
+
+    /// Read the machine's description from a TOML file, or a JSON file if its name ends in
+    /// .json. Flags given besides replace what it says
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// What to call the machine; the guest's host name too [default: caisson]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<MachineName>,
+
+    /// Run this kernel instead of an image: a bzImage, an ELF vmlinux (or any PVH kernel), or a
+    /// Multiboot 1 kernel
+    #[arg(long, value_name = "FILE", help_heading = "Boot")]
+    pub(crate) kernel: Option<HostPath>,
+
+    /// The initial RAM disk (the first module of a Multiboot kernel)
+    #[arg(long, value_name = "FILE", help_heading = "Boot")]
+    pub(crate) initrd: Option<HostPath>,
+
+    /// The kernel command line. With --kernel it is the whole line [default: console=ttyS0]; with
+    /// an image it is added to the image's own
+    #[arg(
+        long,
+        value_name = "TEXT",
+        help_heading = "Boot",
+        allow_hyphen_values = true
+    )]
+    pub(crate) cmdline: Option<String>,
+
+    /// vCPUs, 1 to 64 [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Machine")]
+    pub(crate) cpus: Option<u32>,
+
+    /// RAM, with its unit: 512M, 2G. With ,hugepages=on it comes from the host's reserve of huge
+    /// pages [default: 512M]
+    #[arg(
+        long,
+        value_name = "SIZE[,hugepages=auto|on|off]",
+        help_heading = "Machine"
+    )]
+    pub(crate) memory: Option<Memory>,
+
+    /// What runs the vCPUs: auto is the fastest that works here, soft the software CPU
+    /// [default: auto]
+    #[arg(long, value_name = "auto|soft", help_heading = "Machine")]
+    pub(crate) accel: Option<Accel>,
+
+    /// End instead of starting again when the guest reboots
+    #[arg(long, help_heading = "Machine")]
+    pub(crate) no_reboot: bool,
+
+    /// Where a serial port leads: stdio, null, file=PATH[,append=on] or socket=PATH. The first is
+    /// COM1, the console; repeat it for COM2 to COM4 [default: one port, stdio]
+    #[arg(long, value_name = "WHERE", help_heading = "Ports")]
+    pub(crate) serial: Vec<CharBackend>,
+
+    /// Have a debug console (I/O port 0xe9) and lead it like a serial port
+    #[arg(long, value_name = "WHERE", help_heading = "Ports")]
+    pub(crate) debugcon: Option<CharBackend>,
+
+    /// Have the debug-exit device: a guest that writes V to the port ends caisson with status
+    /// 2V + 1 [default port: 0xf4]
+    #[arg(
+        long,
+        value_name = "PORT",
+        help_heading = "Ports",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "0xf4"
+    )]
+    pub(crate) debug_exit: Option<DebugExit>,
+
+    /// Say nothing besides what the guest says, and errors
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+
+    /// Print the description that would be run, as TOML, and end
+    #[arg(long)]
+    pub(crate) print_config: bool,
+
+    /// Run this command in the machine instead of a shell, and exit with its status
+    #[arg(last = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+impl RunArgs {
+    /// Puts the flags over `config`. A flag replaces the file's value as a whole.
+    pub(crate) fn apply(&self, config: &mut MachineConfig) {
+        fn replace<T: Clone>(value: &mut T, flag: &Option<T>) {
+            if let Some(flag) = flag {
+                value.clone_from(flag);
+            }
+        }
+        fn set<T: Clone>(value: &mut Option<T>, flag: &Option<T>) {
+            if flag.is_some() {
+                value.clone_from(flag);
+            }
+        }
+        // Choosing what to boot on the command line overrules the file's choice, of either kind.
+        if self.image.is_some() && self.kernel.is_none() {
+            config.kernel = None;
+        }
+        if self.kernel.is_some() && self.image.is_none() {
+            config.image = None;
+        }
+        set(&mut config.image, &self.image);
+        set(&mut config.kernel, &self.kernel);
+        set(&mut config.initrd, &self.initrd);
+        set(&mut config.cmdline, &self.cmdline);
+        set(&mut config.debugcon, &self.debugcon);
+        set(&mut config.debug_exit, &self.debug_exit);
+        replace(&mut config.name, &self.name);
+        replace(&mut config.cpus, &self.cpus);
+        replace(&mut config.memory, &self.memory);
+        replace(&mut config.accel, &self.accel);
+        if self.no_reboot {
+            config.on_reboot = OnReboot::Stop;
+        }
+        if !self.serial.is_empty() {
+            config.serial.clone_from(&self.serial);
+        }
+        if !self.command.is_empty() {
+            config.command.clone_from(&self.command);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Cli, Command};
+    use super::*;
+    use clap::Parser;
+
+    fn config(file: &str, line: &[&str]) -> MachineConfig {
+        let mut config = MachineConfig::from_toml(file).unwrap();
+        let cli = Cli::try_parse_from(["caisson", "run"].iter().chain(line)).unwrap();
+        let Command::Run(args) = cli.command else {
+            panic!("not run");
+        };
+        args.apply(&mut config);
+        config
+    }
+
+    #[test]
+    fn flags_say_what_a_file_would() {
+        let by_flags = config(
+            "",
+            &[
+                "--name",
+                "web",
+                "--kernel",
+                "k",
+                "--initrd",
+                "i",
+                "--cmdline",
+                "-x y",
+                "--cpus",
+                "2",
+                "--memory",
+                "1G,hugepages=on",
+                "--accel",
+                "soft",
+                "--serial",
+                "file=a,append=on",
+                "--serial",
+                "null",
+                "--debugcon",
+                "stdio",
+                "--debug-exit",
+                "--no-reboot",
+            ],
+        );
+        let by_file = MachineConfig::from_toml(
+            r#"name = "web"
+kernel = "k"
+initrd = "i"
+cmdline = "-x y"
+cpus = 2
+memory = { size = "1G", hugepages = true }
+accel = "soft"
+serial = [{ file = { path = "a", append = true } }, "null"]
+debugcon = "stdio"
+debug-exit = {}
+on-reboot = "stop"
+"#,
+        )
+        .unwrap();
+        assert_eq!(by_flags, by_file);
+    }
+
+    #[test]
+    fn flags_replace_and_silence_keeps() {
+        let file = "kernel = \"k\"\ncpus = 3\nmemory = \"1G,hugepages=on\"\nserial = [\"null\", \"null\"]\n";
+        assert_eq!(config(file, &[]), MachineConfig::from_toml(file).unwrap());
+        let changed = config(file, &["--memory", "2G", "--serial", "stdio"]);
+        assert_eq!(changed.cpus, 3);
+        assert_eq!(changed.memory, "2G".parse().unwrap());
+        assert_eq!(changed.serial, [CharBackend::Stdio]);
+        let other = config(file, &["mini", "--", "ls", "-l"]);
+        assert_eq!(other.kernel, None);
+        assert_eq!(other.image.unwrap().as_str(), "mini");
+        assert_eq!(other.command, ["ls", "-l"]);
+    }
+}

@@ -1,0 +1,76 @@
+//! What the machine starts: an image's kernel, or the user's.
+
+use std::env;
+use std::io;
+
+use anyhow::{Result, anyhow};
+use caisson_config::{MachineConfig, closest, defaults};
+use caisson_image::{CmdlineOptions, GuestMode, ImageStore, MINI, default_cmdline};
+use caisson_machine::{BootSpec, Input};
+
+use crate::{image, terminal};
+
+/// The kernel, initrd and command line of `config`; an image is fetched if it is not here.
+pub(super) fn spec(config: &MachineConfig, quiet: bool, boot_log: bool) -> Result<BootSpec> {
+    let ram = config.memory.size.bytes();
+    let initrd = match &config.initrd {
+        Some(path) => Some(Input::open("initrd", path.as_path(), ram)?),
+        None => None,
+    };
+    let Some(name) = config.effective_image() else {
+        let path = config
+            .kernel
+            .as_ref()
+            .ok_or_else(|| anyhow!("there is no kernel to run"))?;
+        return Ok(BootSpec {
+            kernel: Input::open("kernel", path.as_path(), ram)?,
+            initrd,
+            modules: Vec::new(),
+            cmdline: config
+                .cmdline
+                .clone()
+                .unwrap_or_else(|| defaults::CMDLINE.into()),
+        });
+    };
+    if name.as_str() != MINI {
+        let hint = closest(name.as_str(), [MINI])
+            .map(|name| format!(" (did you mean \"{name}\"?)"))
+            .unwrap_or_default();
+        return Err(anyhow!(
+            "no image is named \"{name}\"{hint}; `caisson image ls` lists them"
+        ));
+    }
+    let image = ImageStore::open_default()?.ensure_mini(&*image::progress(quiet))?;
+    Ok(BootSpec {
+        kernel: Input::open("kernel", &image.kernel, ram)?,
+        initrd: Some(match initrd {
+            Some(initrd) => initrd,
+            None => Input::open("initrd", &image.initramfs, ram)?,
+        }),
+        modules: Vec::new(),
+        cmdline: default_cmdline(&options(config, boot_log)),
+    })
+}
+
+fn options(config: &MachineConfig, boot_log: bool) -> CmdlineOptions {
+    let mut extra = String::new();
+    if config.serial.len() > 2 {
+        extra += &format!("8250.nr_uarts={} ", config.serial.len());
+    }
+    extra += config.cmdline.as_deref().unwrap_or_default();
+    let at_terminal = terminal::is_terminal(io::stdin()) && terminal::is_terminal(io::stdout());
+    CmdlineOptions {
+        mode: if config.command.is_empty() {
+            GuestMode::Shell
+        } else {
+            GuestMode::Command
+        },
+        hostname: Some(config.name.to_string()),
+        term: env::var("TERM").ok().filter(|_| at_terminal),
+        size: terminal::size(io::stdout()).filter(|_| at_terminal),
+        boot_log,
+        // The software CPU runs instructions one after the other.
+        speculation: false,
+        extra,
+    }
+}

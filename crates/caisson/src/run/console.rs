@@ -1,0 +1,189 @@
+//! The machine's console on standard input and output.
+
+use std::io::{self, Read, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use anyhow::{Context, Result};
+use caisson_config::{CharBackend, MachineConfig};
+use caisson_hypervisor::Hypervisor;
+use caisson_machine::{BootSpec, HostEnd, MachineSpec, SerialInput};
+
+use super::{Stopper, conclude, make};
+use crate::exit::Exit;
+use crate::terminal::{Blocked, Escape, HELP, Key, ModeTracker, Notice, RawMode, is_terminal, say};
+
+/// End of transmission: what a terminal's user types to end input.
+const CTRL_D: u8 = 0x04;
+
+/// Runs the machine with its console where the description says.
+pub(super) fn run(
+    config: &MachineConfig,
+    quiet: bool,
+    hypervisor: Arc<dyn Hypervisor>,
+    boot: BootSpec,
+    signals: Blocked,
+    stopper: &Arc<Stopper>,
+) -> Result<Exit> {
+    let screen = Arc::new(Screen::default());
+    let end = ScreenEnd {
+        screen: screen.clone(),
+        stopper: stopper.clone(),
+    };
+    let spec = MachineSpec::from_config(config, hypervisor, boot, || Some(Box::new(end)))?;
+    let machine = make(spec, stopper)?;
+    let on_signal = stopper.clone();
+    signals
+        .watch(move |notice| {
+            if let Notice::End(signal) = notice {
+                on_signal.stop_by_signal(signal);
+            }
+        })
+        .context("cannot start the signal thread")?;
+
+    // Standard input belongs to a serial port; the debug console has no input.
+    let port = config
+        .serial
+        .iter()
+        .position(|backend| *backend == CharBackend::Stdio);
+    let input = port.and_then(|index| machine.serial_input(index));
+    let at_terminal = is_terminal(io::stdin());
+    let mut raw = None;
+    if let Some(input) = input {
+        if at_terminal {
+            if !quiet {
+                say("Ctrl-A x leaves, Ctrl-A h helps");
+            }
+            raw = Some(RawMode::enter().context("cannot put the terminal into raw mode")?);
+        }
+        let (screen, stopper) = (screen.clone(), stopper.clone());
+        let image = config.effective_image().is_some();
+        thread::Builder::new()
+            .name("stdin".into())
+            .spawn(move || {
+                if at_terminal {
+                    pump_keys(&input, &stopper);
+                } else {
+                    pump_bytes(&input, &screen, image);
+                }
+            })
+            .context("cannot start the input thread")?;
+    }
+
+    machine.start()?;
+    let outcome = machine.wait();
+    drop(raw);
+    screen.tidy();
+    stopper.follow_signal();
+    Ok(conclude(config, &outcome))
+}
+
+/// Sends what is typed at the terminal to the guest, but for Caisson's own keys.
+fn pump_keys(input: &SerialInput, stopper: &Stopper) {
+    let mut escape = Escape::default();
+    let mut typed = [0; 1024];
+    let mut guest = Vec::new();
+    let mut leave = false;
+    while !leave {
+        let count = match io::stdin().lock().read(&mut typed) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // The terminal is gone, and with it the way to leave.
+            Ok(0) | Err(_) => return stopper.stop(),
+            Ok(count) => count,
+        };
+        guest.clear();
+        escape.filter(&typed[..count], &mut guest, |key| match key {
+            Key::Leave => leave = true,
+            Key::Help => say(HELP),
+        });
+        if input.push(&guest).is_err() {
+            return;
+        }
+    }
+    stopper.stop();
+}
+
+/// Types standard input into the guest. It waits for the guest's first output: before, the serial
+/// driver is not there yet and would drop what comes. An image's shell gets a Ctrl-D at the end.
+fn pump_bytes(input: &SerialInput, screen: &Screen, image: bool) {
+    screen.wait_for_output();
+    let mut bytes = [0; 4096];
+    loop {
+        let count = match io::stdin().lock().read(&mut bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Ok(0) | Err(_) => break,
+            Ok(count) => count,
+        };
+        if input.push(&bytes[..count]).is_err() {
+            return;
+        }
+    }
+    if image {
+        let _ = input.push(&[CTRL_D]);
+    }
+}
+
+/// What is known of the user's screen.
+#[derive(Default)]
+struct Screen {
+    state: Mutex<State>,
+    output: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    modes: ModeTracker,
+    /// The guest has said something.
+    heard: bool,
+}
+
+impl Screen {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_for_output(&self) {
+        let mut state = self.state();
+        while !state.heard {
+            state = self
+                .output
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Undoes what the guest's programs have left switched on in the terminal.
+    fn tidy(&self) {
+        if is_terminal(io::stdout()) {
+            let mut out = io::stdout().lock();
+            let _ = out
+                .write_all(&self.state().modes.undo())
+                .and_then(|()| out.flush());
+        }
+    }
+}
+
+/// The host end of the port that leads to standard output.
+struct ScreenEnd {
+    screen: Arc<Screen>,
+    stopper: Arc<Stopper>,
+}
+
+impl HostEnd for ScreenEnd {
+    fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut state = self.screen.state();
+        state.modes.watch(bytes);
+        if !state.heard {
+            state.heard = true;
+            self.screen.output.notify_all();
+        }
+        drop(state);
+        let mut out = io::stdout().lock();
+        let written = out.write_all(bytes).and_then(|()| out.flush());
+        if written.is_err() {
+            // Nobody sees the console any more, so nobody could end the machine.
+            self.stopper.stop();
+        }
+        written
+    }
+}

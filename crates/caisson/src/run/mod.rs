@@ -1,0 +1,68 @@
+//! `caisson run`: one virtual machine, from its description to its end.
+
+mod boot;
+mod command;
+mod console;
+mod plan;
+mod stopper;
+mod tail;
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use caisson_config::{MachineConfig, OnReboot};
+use caisson_machine::{Machine, MachineSpec, Outcome};
+
+use crate::backend;
+use crate::cli::RunArgs;
+use crate::exit::Exit;
+use crate::terminal::{self, say};
+use stopper::Stopper;
+
+/// Runs a machine until it ends.
+pub(crate) fn run(args: &RunArgs, verbose: u8) -> Result<Exit> {
+    let (mut config, hypervisor) = plan::config(args)?;
+    if args.print_config {
+        io::stdout().write_all(config.to_toml()?.as_bytes())?;
+        return Ok(Exit::Clean);
+    }
+    backend::require_usable(&*hypervisor)?;
+    plan::check_files(&config)?;
+    let boot = boot::spec(&config, args.quiet, verbose > 0)?;
+    // After the image was fetched: a fetch is ended by signals in the ordinary way, and its helper
+    // threads are gone. Before the machine has threads of its own.
+    let signals = terminal::block_signals().context("cannot take signals")?;
+    let stopper = Arc::new(Stopper::default());
+    if config.command.is_empty() {
+        console::run(&config, args.quiet, hypervisor, boot, signals, &stopper)
+    } else {
+        // A guest that starts again would have lost the command.
+        config.on_reboot = OnReboot::Stop;
+        command::run(&config, hypervisor, boot, signals, &stopper)
+    }
+}
+
+/// Makes the machine and hands it to those who may stop it. Nothing runs yet.
+fn make(spec: MachineSpec, stopper: &Stopper) -> Result<Arc<Machine>> {
+    let machine = Arc::new(Machine::new(spec)?);
+    stopper.set(&machine);
+    Ok(machine)
+}
+
+/// Says how a machine ended, where that needs saying, and what to exit with.
+fn conclude(config: &MachineConfig, outcome: &Outcome) -> Exit {
+    match outcome {
+        Outcome::PowerOff | Outcome::Reset | Outcome::Stopped => Exit::Clean,
+        // What does not fit an exit status is cut to its low bits, as by the kernel.
+        Outcome::DebugExit(value) => Exit::Guest((value << 1 | 1) as u8),
+        Outcome::Panic(_) | Outcome::TripleFault(_) => {
+            say(&format!("machine \"{}\": {outcome}", config.name));
+            Exit::GuestCrash
+        }
+        Outcome::Crash(_) => {
+            say(&format!("error: machine \"{}\": {outcome}", config.name));
+            Exit::Failed
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! What is to be run: the description from file and flags, checked before anything is started.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Result, anyhow};
+use caisson_config::{Limits, MachineConfig};
+use caisson_hypervisor::Hypervisor;
+
+use crate::backend;
+use crate::cli::RunArgs;
+use crate::exit::UsageError;
+use crate::host;
+
+/// The description that the flags and the config file make, and the backend for it.
+pub(super) fn config(args: &RunArgs) -> Result<(MachineConfig, Arc<dyn Hypervisor>)> {
+    let mut config = match &args.config {
+        Some(path) => MachineConfig::load(path)?,
+        None => MachineConfig::default(),
+    };
+    args.apply(&mut config);
+    let hypervisor = backend::choose(config.accel)?;
+    let limits = Limits {
+        max_cpus: hypervisor.max_vcpus(),
+        host_memory: host::memory(),
+    };
+    config
+        .validate(&limits)
+        .map_err(|invalid| UsageError(invalid.to_string()))?;
+    Ok((config, hypervisor))
+}
+
+/// Checks the files that a description names for what can be said without reading them.
+pub(super) fn check_files(config: &MachineConfig) -> Result<()> {
+    for (what, path) in [("kernel", &config.kernel), ("initrd", &config.initrd)] {
+        if let Some(path) = path {
+            check_file(what, path.as_path())?;
+        }
+    }
+    Ok(())
+}
+
+fn check_file(what: &str, path: &Path) -> Result<()> {
+    let shown = path.display();
+    let metadata = fs::metadata(path).map_err(|error| unreadable(what, path, &error))?;
+    if metadata.is_dir() {
+        return Err(anyhow!(
+            "{what} \"{shown}\" is a directory; name the file in it"
+        ));
+    }
+    // Others (a pipe from the shell) are read when the machine is made: opening one here would wait.
+    if metadata.is_file() {
+        if metadata.len() == 0 {
+            return Err(anyhow!(
+                "{what} \"{shown}\" is empty; was it downloaded to its end?"
+            ));
+        }
+        File::open(path).map_err(|error| unreadable(what, path, &error))?;
+    }
+    Ok(())
+}
+
+fn unreadable(what: &str, path: &Path, error: &io::Error) -> anyhow::Error {
+    let remedy = match error.kind() {
+        ErrorKind::NotFound => "check the path",
+        ErrorKind::PermissionDenied => {
+            "make it readable for you (chmod, or copy it), or run as its owner"
+        }
+        _ => "check the path and the file system",
+    };
+    anyhow!(
+        "cannot read {what} \"{}\": {error}; {remedy}",
+        path.display()
+    )
+}
