@@ -200,7 +200,7 @@ impl MemoryView {
     }
 
     fn aligned(&self, gpa: Gpa, size: u64) -> Result<(), MemoryError> {
-        if gpa.0 % size == 0 {
+        if gpa.0.is_multiple_of(size) {
             Ok(())
         } else {
             Err(MemoryError::Unaligned(gpa))

@@ -33,6 +33,7 @@ pub struct Block {
 }
 
 /// Blocks of one guest physical page.
+#[allow(clippy::vec_box, reason = "blocks point at each other and must not move")]
 struct Page {
     heads: Box<[u32; HEADS]>,
     blocks: Vec<Box<Block>>,
@@ -66,6 +67,7 @@ const FETCHES: usize = 512;
 const CHUNK: usize = 32 * 1024;
 
 /// The code cache of one vCPU.
+#[allow(clippy::vec_box, reason = "micro-operations point at them: they must not move")]
 pub struct CodeCache {
     pages: BTreeMap<u64, Page>,
     jumps: Box<[Jump]>,

@@ -344,7 +344,7 @@ impl Env for VcpuEnv {
 
     fn pause(&mut self) {
         self.pauses = self.pauses.wrapping_add(1);
-        if self.pauses % PAUSES == 0 && self.shared.vcpus.len() > 1 {
+        if self.pauses.is_multiple_of(PAUSES) && self.shared.vcpus.len() > 1 {
             std::thread::yield_now();
         }
     }

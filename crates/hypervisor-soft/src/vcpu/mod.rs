@@ -145,7 +145,7 @@ impl SoftVcpu {
         if self.nmi_pending && !self.cpu.nmi_masked {
             self.nmi_pending = false;
             self.cpu.activity = Activity::Running;
-            return self.event(|cpu| sys::deliver_nmi(cpu));
+            return self.event(sys::deliver_nmi);
         }
         let Some(pending) = self.env.lapic.pending() else {
             self.cpu.window_wanted = self.nmi_pending;

@@ -220,8 +220,8 @@ pub fn table(mut host: impl FnMut(u32, u32) -> [u32; 4], machine: &Machine) -> V
         b.subleaf(0xd, 2, [area - state_area(1), state_area(1), 0, 0]);
     }
     let crystal = machine.apic_timer_hz.max(1000);
-    let ratio = u32::try_from(machine.tsc_hz / 1000).unwrap_or(u32::MAX);
-    b.leaf(0x15, [crystal / 1000, ratio, crystal, 0]);
+    let (numerator, denominator) = tsc_ratio(machine.tsc_hz, crystal);
+    b.leaf(0x15, [denominator, numerator, crystal, 0]);
     let mhz = ((machine.tsc_hz / 1_000_000).min(0xffff)) as u32;
     b.leaf(0x16, [mhz, mhz, 100, 0]);
 
@@ -286,6 +286,15 @@ fn caches(b: &mut Builder, host: &mut impl FnMut(u32, u32) -> [u32; 4], ids: u32
         b.subleaf(4, i as u32, [eax, r[1], r[2], r[3]]);
     }
     b.subleaf(4, levels.len() as u32, [0; 4]);
+}
+
+/// The TSC's frequency as a fraction of the crystal clock's. Linux multiplies the
+/// crystal's kHz by the numerator in 32 bits, which must not overflow.
+fn tsc_ratio(tsc_hz: u64, crystal_hz: u32) -> (u32, u32) {
+    let (tsc_khz, crystal_khz) = ((tsc_hz / 1000).max(1), u64::from(crystal_hz / 1000).max(1));
+    let denominator = (u64::from(u32::MAX) / tsc_khz).saturating_sub(1).max(1);
+    let numerator = (tsc_khz * denominator + crystal_khz / 2) / crystal_khz;
+    (numerator.max(1) as u32, denominator as u32)
 }
 
 /// The values of a leaf in `leaves`, or zeros. A basic leaf beyond the highest

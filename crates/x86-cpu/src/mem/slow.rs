@@ -189,7 +189,7 @@ impl Cpu {
         if self.mode & mode::ALIGN != 0
             && privilege == Privilege::User
             && matches!(size, 2 | 4 | 8)
-            && address % size as u64 != 0
+            && !address.is_multiple_of(size as u64)
         {
             return Err(Fault::with_error(vector::AC, 0));
         }

@@ -9,6 +9,11 @@
 //! Every handler may only be run by [`crate::exec`], with a live `Cpu` whose
 //! `env` is set, and a micro-operation inside a block that ends in a terminator.
 
+#![allow(
+    clippy::missing_safety_doc,
+    reason = "every handler has the one contract stated above"
+)]
+
 pub mod access;
 pub mod alu;
 pub mod atomic;

@@ -157,8 +157,11 @@ impl Operand {
     }
 }
 
+/// An explicit register operand: its number, the register there, the one in its place.
+type Renamed = (usize, Register, Register);
+
 /// The canonical form of `insn`, and its explicit register operands.
-fn canonical(insn: &Instruction) -> Option<(Instruction, Vec<(usize, Register, Register)>)> {
+fn canonical(insn: &Instruction) -> Option<(Instruction, Vec<Renamed>)> {
     let mut c = *insn;
     let kinds = insn.op_code().op_kinds();
     let mut registers = Vec::new();

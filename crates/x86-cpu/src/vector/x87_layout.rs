@@ -92,8 +92,8 @@ fn environment(image: &FpuImage, layout: Layout) -> [u32; 7] {
         }
     }
     if layout.wide {
-        for i in 0..3 {
-            e[i] |= 0xffff_0000;
+        for word in &mut e[..3] {
+            *word |= 0xffff_0000;
         }
         if !layout.real {
             e[6] |= 0xffff_0000;
