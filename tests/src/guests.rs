@@ -79,7 +79,7 @@ pub const GUESTS: &[Guest] = &[
     guest("smc", 1),
     guest("fpu", 1),
     guest("timer", 1),
-    guest("smp", 4),
+    Guest { timeout: Duration::from_secs(240), ..guest("smp", 4) },
     guest("adversary", 1),
     guest("bench", 1),
     Guest {

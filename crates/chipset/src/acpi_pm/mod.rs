@@ -386,7 +386,7 @@ mod tests {
             let mut bench = bench(wide);
             for seconds in [1, 10, 3000] {
                 bench.time.set_now(seconds * NANOS_PER_SECOND);
-                let expected = seconds * PM_TIMER_HZ & mask;
+                let expected = (seconds * PM_TIMER_HZ) & mask;
                 assert_eq!(port_read(&mut bench.pm, 0x608, 4), expected);
                 assert_eq!(port_read(&mut bench.pm, 0x60A, 1), expected >> 16 & 0xFF);
             }

@@ -311,7 +311,7 @@ fn from_bcd(value: u16) -> u32 {
 }
 
 fn to_bcd(value: u16) -> u16 {
-    value / 1000 << 12 | value / 100 % 10 << 8 | value / 10 % 10 << 4 | value % 10
+    ((value / 1000) << 12) | ((value / 100 % 10) << 8) | ((value / 10 % 10) << 4) | (value % 10)
 }
 
 #[cfg(test)]

@@ -156,7 +156,7 @@ impl Pit {
         let speaker = &self.state.counters[2];
         self.state.port_b
             | u8::from(speaker.gate())
-            | u8::from(nanos / REFRESH_NANOS & 1 != 0) << 4
+            | (u8::from((nanos / REFRESH_NANOS) & 1 != 0) << 4)
             | u8::from(speaker.output(ticks(nanos))) << 5
     }
 }

@@ -42,7 +42,7 @@ impl Encoding {
         if self.0 & BINARY != 0 {
             value
         } else {
-            value / 10 % 10 << 4 | value % 10
+            ((value / 10 % 10) << 4) | (value % 10)
         }
     }
 

@@ -219,10 +219,11 @@ impl Uart {
 
     fn notify_room(&mut self) {
         let room = !self.state.is_looped() && self.state.receive.len() < self.state.capacity();
-        if room && core::mem::take(&mut self.refused) {
-            if let Some(waker) = &self.handles.room {
-                waker.wake_by_ref();
-            }
+        if room
+            && core::mem::take(&mut self.refused)
+            && let Some(waker) = &self.handles.room
+        {
+            waker.wake_by_ref();
         }
     }
 

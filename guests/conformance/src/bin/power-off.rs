@@ -13,7 +13,7 @@ fn main(suite: &mut Suite) {
             g.that("the FADT names PM1a control and the DSDT has _S5", false);
             return;
         };
-        println!("power-off: S5 is type {kind} at port {port:#x}");
+        println!("caisson-guest: power-off: S5 is type {kind} at port {port:#x}");
         outw(port, inw(port) & !0x3C00 | u16::from(kind) << 10 | 1 << 13);
         tsc::delay(1_000_000);
         g.that("the machine is off", false);

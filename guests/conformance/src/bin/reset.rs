@@ -9,7 +9,7 @@ guest!("reset", main);
 
 fn main(suite: &mut Suite) {
     suite.group("reset", |g| {
-        println!("reset: now");
+        println!("caisson-guest: reset: now");
         tsc::wait_until(100_000, || inb(0x64) & 2 == 0);
         outb(0x64, 0xFE);
         tsc::delay(1_000_000);

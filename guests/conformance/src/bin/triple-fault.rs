@@ -8,7 +8,7 @@ use caisson_guest_rt::{Suite, guest, println};
 guest!("triple-fault", main);
 
 fn main(_: &mut Suite) {
-    println!("triple-fault: now");
+    println!("caisson-guest: triple-fault: now");
     cpu::lidt(TablePointer { limit: 0, base: 0 });
     cpu::int3();
     println!("FAIL triple-fault: still running");
