@@ -44,6 +44,9 @@ pub(super) fn gather(cpu: &mut Cpu, insn: &Instruction) -> Result<(), Fault> {
         let on = e[size - 1] & 0x80 != 0;
         e.fill(if on { 0xff } else { 0 });
     }
+    let register = insn.op0_register().size();
+    cpu.vec[destination].0[register..].fill(0);
+    cpu.vec[mask].0[register..].fill(0);
     for i in 0..count {
         if cpu.vec[mask].0[i * size] == 0 {
             continue;

@@ -8,7 +8,7 @@ use crate::state::Cpu;
 
 const REGISTERS: usize = 32;
 
-/// Every MMX instruction but EMMS: TOP becomes 0 and all registers valid. The
+/// Every MMX instruction: TOP becomes 0 and all registers valid. The
 /// image holds registers in stack order, so they move to their physical places.
 pub(super) fn enter(cpu: &mut Cpu) {
     let b = &mut cpu.fpu.0;
@@ -21,8 +21,9 @@ pub(super) fn enter(cpu: &mut Cpu) {
     b[FTW] = 0xff;
 }
 
-/// EMMS: all registers empty.
+/// EMMS: all registers empty, TOP 0.
 pub(super) fn leave(cpu: &mut Cpu) {
+    enter(cpu);
     cpu.fpu.0[FTW] = 0;
 }
 

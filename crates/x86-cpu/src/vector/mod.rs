@@ -13,7 +13,8 @@
 //! FMA4, 3DNow!. Deviations: CR0.NE = 0 raises #MF like NE = 1 (no external
 //! FERR# interrupt); when a SIMD overflow or underflow exception is unmasked
 //! and raised, MXCSR.PE tells the masked result's inexactness, which may differ
-//! from that of the result with unbounded exponent.
+//! from that of the result with unbounded exponent; and the dot products report
+//! all flags of all their steps even if the first one raises an exception.
 
 mod class;
 mod float;

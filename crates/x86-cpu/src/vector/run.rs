@@ -7,13 +7,13 @@ use crate::{
     fault::{Fault, vector},
     flow::Flow,
     mem::{address_mask, segment_number},
-    state::{Cpu, VecReg, mode},
+    state::{Cpu, VecReg, mode, reg},
 };
 
 /// MXCSR.FZ.
 const FLUSH_TO_ZERO: u32 = 1 << 15;
-/// MXCSR.UM.
-const UNDERFLOW_MASK: u32 = 1 << 11;
+/// All exceptions masked.
+const ALL_MASKS: u32 = 0x1f80;
 /// MXCSR.UE.
 const UNDERFLOW: u32 = 1 << 4;
 
@@ -47,11 +47,15 @@ const NO_MEMORY: Memory = Memory {
 
 /// The linear address of the memory operand, checked but for paging.
 pub(super) fn address(cpu: &Cpu, insn: &Instruction, m: &Memory) -> Result<u64, Fault> {
-    let address = cpu.operand_address(insn, u64::from(m.size), m.access != Access::Read)?;
-    if address & u64::from(m.align_mask) != 0 {
-        return Err(Fault::gp(0));
+    if m.align_mask != 0 {
+        // Found before a non-canonical address is.
+        let (segment, offset) = cpu.effective_address(insn);
+        let linear = offset.wrapping_add(cpu.regs[reg::SEG_BASE + segment]);
+        if linear & u64::from(m.align_mask) != 0 {
+            return Err(Fault::gp(0));
+        }
     }
-    Ok(address)
+    cpu.operand_address(insn, u64::from(m.size), m.access != Access::Read)
 }
 
 fn begin(cpu: &mut Cpu, address: u64, m: &Memory) -> Result<*mut u8, Fault> {
@@ -169,36 +173,33 @@ fn underflow_unmasked(
     scratch: Option<&VecReg>,
 ) -> u32 {
     let guest = cpu.mxcsr();
-    let saved = (cpu.regs, cpu.cc);
-    let destination = op.args.op[0] as usize;
+    let saved = (cpu.regs, cpu.cc, cpu.fpu);
     let register = insn.op_register(0);
     let number = register.number() % 32;
     let old = cpu.vec[number];
     // With the exception unmasked, flush-to-zero has no effect.
-    cpu.set_mxcsr((guest | UNDERFLOW_MASK) & !(FLUSH_TO_ZERO | 0x3f));
+    cpu.set_mxcsr((guest | ALL_MASKS) & !(FLUSH_TO_ZERO | 0x3f));
     // SAFETY: the caller vouches for `p`.
-    let mut raised = unsafe { (op.thunk)(cpu, &op.args, p) };
-    if raised == 0 {
-        let flags = cpu.mxcsr() & 0x3f;
-        let tiny = float::can_underflow(insn.mnemonic()).is_some_and(|(size, scalar)| {
-            let bytes = match scratch {
-                Some(s) => &s.0[..op_width(insn)],
-                None => &cpu.vec[number].0[..if scalar { size } else { op_width(insn) }],
-            };
-            bytes.chunks_exact(size).any(is_denormal)
-        });
-        if tiny || flags & UNDERFLOW != 0 {
-            raised = flags | UNDERFLOW;
-            (cpu.regs, cpu.cc) = saved;
-            if register.is_vector_register() {
-                cpu.vec[number] = old;
-            }
-        } else {
-            cpu.set_mxcsr(guest | flags);
-            return 0;
-        }
+    unsafe { (op.thunk)(cpu, &op.args, p) };
+    let mut raised = cpu.mxcsr() & 0x3f;
+    let tiny = float::can_underflow(insn.mnemonic()).is_some_and(|(size, scalar)| {
+        let bytes = match scratch {
+            Some(s) => &s.0[..op_width(insn)],
+            None => &cpu.vec[number].0[..if scalar { size } else { op_width(insn) }],
+        };
+        bytes.chunks_exact(size).any(is_denormal)
+    });
+    if tiny {
+        raised |= UNDERFLOW;
     }
-    let _ = destination;
+    if raised & !(guest >> 7) == 0 {
+        cpu.set_mxcsr(guest | raised);
+        return 0;
+    }
+    (cpu.regs, cpu.cc, cpu.fpu) = saved;
+    if register.is_vector_register() {
+        cpu.vec[number] = old;
+    }
     cpu.set_mxcsr(guest);
     raised
 }
@@ -319,6 +320,6 @@ pub(super) fn at_rdi(cpu: &Cpu, insn: &Instruction) -> (usize, u64) {
     };
     (
         segment_number(insn.memory_segment()),
-        cpu.regs[crate::state::reg::RDI] & mask,
+        cpu.regs[reg::RDI] & mask,
     )
 }

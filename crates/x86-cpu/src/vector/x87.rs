@@ -73,16 +73,10 @@ pub(super) fn run(cpu: &mut Cpu, insn: &Instruction, op: &Op) -> Result<(), Faul
     }
     let privilege = cpu.privilege();
     let mut scratch = [0u8; 16];
-    let mut store = None;
-    if let Some(mem) = &op.memory {
-        let at = address(cpu, insn, mem)?;
+    if let Some(mem) = op.memory.filter(|m| m.access == Access::Read) {
+        let at = address(cpu, insn, &mem)?;
         let bytes = &mut scratch[..(mem.size as usize).min(16)];
-        if mem.access == Access::Read {
-            cpu.read_linear(at, bytes, privilege)?;
-        } else {
-            cpu.probe_write_linear(at, bytes.len(), privilege)?;
-            store = Some(at);
-        }
+        cpu.read_linear(at, bytes, privilege)?;
     }
     let before = (cpu.fpu, cpu.regs, cpu.cc);
     // SAFETY: the thunk was prepared for this instruction; `scratch` holds its
@@ -93,13 +87,15 @@ pub(super) fn run(cpu: &mut Cpu, insn: &Instruction, op: &Op) -> Result<(), Faul
         (op.thunk)(cpu, &op.args, scratch.as_mut_ptr());
     }
     let (fcw, fsw) = (word(&cpu.fpu, FCW), word(&cpu.fpu, FSW));
-    if let (Some(at), Some(mem)) = (store, &op.memory) {
+    if let Some(mem) = op.memory.filter(|m| m.access != Access::Read) {
         // Unmasked invalid, overflow and underflow exceptions suppress the
-        // store; an unmasked precision exception comes after it.
+        // store and its faults; an unmasked precision exception comes after it.
         let suppressed = waits(m) && fsw & ES != 0 && fsw & !fcw & 0x19 != 0;
         if !suppressed {
             let bytes = &scratch[..(mem.size as usize).min(16)];
-            if let Err(f) = cpu.write_linear(at, bytes, privilege) {
+            let stored =
+                address(cpu, insn, &mem).and_then(|at| cpu.write_linear(at, bytes, privilege));
+            if let Err(f) = stored {
                 (cpu.fpu, cpu.regs, cpu.cc) = before;
                 return Err(f);
             }

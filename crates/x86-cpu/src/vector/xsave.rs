@@ -255,7 +255,9 @@ pub(super) fn xrstor(cpu: &mut Cpu, insn: &Instruction, op: SoftOp) -> Result<()
     let (xstate_bv, xcomp_bv) = (field(HEADER), field(HEADER + 8));
     let enabled = cpu.xcr0 & COMPONENTS;
     let compacted = xcomp_bv & COMPACTED != 0;
-    let reserved = from[HEADER + 16..HEADER + 64].iter().any(|&b| b != 0);
+    // The standard form leaves the header's end unchecked.
+    let checked = if compacted { 64 } else { 24 };
+    let reserved = from[HEADER + 16..HEADER + checked].iter().any(|&b| b != 0);
     let valid = if compacted {
         xcomp_bv & !COMPACTED & !enabled == 0 && xstate_bv & !(xcomp_bv & !COMPACTED) == 0
     } else {
