@@ -3,7 +3,7 @@
 //!
 //! A guest prints to the debug console (port 0xE9) and COM1. Its last line is
 //! `caisson-guest: NAME: ok (N checks)` or `caisson-guest: NAME: FAIL (...)`;
-//! then it writes [`SUCCESS`] or another value to the debug-exit device.
+//! then it writes 0x10 or another value to the debug-exit device.
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::path::{Path, PathBuf};
@@ -11,8 +11,9 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// Debug-exit value of a guest whose checks all passed.
-pub const SUCCESS: u8 = 0x10;
+/// What the debug-exit device makes (2v + 1) of the 0x10 that a guest writes
+/// whose checks all passed.
+pub const SUCCESS: u8 = 0x21;
 
 /// A boot protocol that every guest's image can be entered through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +80,10 @@ pub const GUESTS: &[Guest] = &[
     guest("smc", 1),
     guest("fpu", 1),
     guest("timer", 1),
-    Guest { timeout: Duration::from_secs(240), ..guest("smp", 4) },
+    Guest {
+        timeout: Duration::from_secs(240),
+        ..guest("smp", 4)
+    },
     guest("adversary", 1),
     guest("bench", 1),
     Guest {

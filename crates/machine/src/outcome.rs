@@ -9,7 +9,7 @@ pub enum Outcome {
     PowerOff,
     /// The guest asked for a reset, and [`OnReboot::Stop`](caisson_config::OnReboot::Stop) is in force.
     Reset,
-    /// The guest wrote this value to its debug-exit port.
+    /// The guest wrote *v* to its debug-exit port; this is 2*v* + 1, as an exit status never zero.
     DebugExit(u32),
     /// Somebody outside called [`Machine::stop`](crate::Machine::stop).
     Stopped,

@@ -33,7 +33,10 @@ pub struct Block {
 }
 
 /// Blocks of one guest physical page.
-#[allow(clippy::vec_box, reason = "blocks point at each other and must not move")]
+#[allow(
+    clippy::vec_box,
+    reason = "blocks point at each other and must not move"
+)]
 struct Page {
     heads: Box<[u32; HEADS]>,
     blocks: Vec<Box<Block>>,
@@ -67,7 +70,10 @@ const FETCHES: usize = 512;
 const CHUNK: usize = 32 * 1024;
 
 /// The code cache of one vCPU.
-#[allow(clippy::vec_box, reason = "micro-operations point at them: they must not move")]
+#[allow(
+    clippy::vec_box,
+    reason = "micro-operations point at them: they must not move"
+)]
 pub struct CodeCache {
     pages: BTreeMap<u64, Page>,
     jumps: Box<[Jump]>,

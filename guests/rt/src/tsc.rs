@@ -15,12 +15,20 @@ pub fn now() -> u64 {
     }
 }
 
-/// Ticks per second, measured once against PIT channel 2 over 10 ms.
+/// Ticks per second, measured once against PIT channel 2: the least of three
+/// measurements, since a host that is busy elsewhere makes one too long.
 pub fn hz() -> u64 {
     let known = HZ.load(Ordering::Relaxed);
     if known != 0 {
         return known;
     }
+    let hz = measure().min(measure()).min(measure());
+    HZ.store(hz, Ordering::Relaxed);
+    hz
+}
+
+/// Ticks per second, over 10 ms.
+fn measure() -> u64 {
     let count: u16 = 11932;
     outb(0x61, inb(0x61) & !3);
     outb(0x43, 0xB0);
@@ -36,9 +44,7 @@ pub fn hz() -> u64 {
             "PIT channel 2 never reached its terminal count"
         );
     }
-    let hz = (now() - start) * 100;
-    HZ.store(hz, Ordering::Relaxed);
-    hz
+    (now() - start) * 100
 }
 
 /// Ticks in a number of microseconds.

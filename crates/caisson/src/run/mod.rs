@@ -55,7 +55,7 @@ fn conclude(config: &MachineConfig, outcome: &Outcome) -> Exit {
     match outcome {
         Outcome::PowerOff | Outcome::Reset | Outcome::Stopped => Exit::Clean,
         // What does not fit an exit status is cut to its low bits, as by the kernel.
-        Outcome::DebugExit(value) => Exit::Guest((value << 1 | 1) as u8),
+        Outcome::DebugExit(value) => Exit::Guest(*value as u8),
         Outcome::Panic(_) | Outcome::TripleFault(_) => {
             say(&format!("machine \"{}\": {outcome}", config.name));
             Exit::GuestCrash

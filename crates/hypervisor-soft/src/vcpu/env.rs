@@ -18,6 +18,10 @@ use crate::{
 
 /// PAUSE instructions before the thread gives way: on a host with fewer free
 /// cores than vCPUs, the vCPU that is waited for may need this one's.
+/// IA32_APIC_BASE's global enable.
+const APIC_ENABLED: u64 = 1 << 11;
+/// CPUID.1:EDX bit that mirrors it (Intel SDM Vol. 3 §12.4.3).
+const CPUID_APIC: u32 = 1 << 9;
 const PAUSES: u32 = 64;
 
 /// The surroundings of one vCPU.
@@ -255,7 +259,11 @@ impl Env for VcpuEnv {
     }
 
     fn cpuid(&mut self, leaf: u32, subleaf: u32) -> [u32; 4] {
-        super::cpuid::leaf(&self.shared.cpuid, self.index as u32, leaf, subleaf)
+        let mut regs = super::cpuid::leaf(&self.shared.cpuid, self.index as u32, leaf, subleaf);
+        if leaf == 1 && self.lapic.apic_base() & APIC_ENABLED == 0 {
+            regs[3] &= !CPUID_APIC;
+        }
+        regs
     }
 
     fn read_msr(&mut self, index: u32) -> Option<u64> {

@@ -251,14 +251,15 @@ impl Builder<'_> {
     fn lower(&mut self, insn: &Instruction, start: usize) -> After {
         self.count += 1;
         let mut u = Self::blank(insn, start);
-        if let Some(after) = self.lower_flow(insn, &mut u) {
+        let permitted = self.cpu.vector.permits(insn.code());
+        if permitted && let Some(after) = self.lower_flow(insn, &mut u) {
             return after;
         }
-        if let Some(note) = self.lower_integer(insn, &mut u) {
+        if permitted && let Some(note) = self.lower_integer(insn, &mut u) {
             self.push(u, note);
             return After::Continue;
         }
-        if sys::handles(insn.code()) {
+        if permitted && sys::handles(insn.code()) {
             u.imm = self.cache.keep_instruction(insn);
             u.handler = generic::system;
             self.push(
@@ -403,9 +404,6 @@ fn is_too_long(bytes: &[u8], bits: u32) -> bool {
 /// Whether the builder knows an encoding on `cpu`; anything else raises #UD.
 pub fn accepts(cpu: &Cpu, insn: &Instruction) -> bool {
     let code = insn.code();
-    code != Code::INVALID
-        && (integer::handles(insn)
-            || flow::handles(insn)
-            || sys::handles(code)
-            || cpu.vector.executes(code))
+    let own = integer::handles(insn) || flow::handles(insn) || sys::handles(code);
+    code != Code::INVALID && (own && cpu.vector.permits(code) || cpu.vector.executes(code))
 }

@@ -158,6 +158,14 @@ impl Features {
         self.0[f as usize / 64 % 4] >> (f as usize % 64) & 1 != 0
     }
 
+    /// Whether a guest with this set may use an instruction that belongs to
+    /// `features`: it has each of them that CPUID can announce.
+    pub fn permits(&self, features: &[CpuidFeature]) -> bool {
+        features
+            .iter()
+            .all(|&f| self.contains(f) || ANNOUNCED.iter().all(|&(a, _)| a != f))
+    }
+
     /// Whether the set has all of `features`.
     pub fn contains_all(&self, features: &[CpuidFeature]) -> bool {
         features.iter().all(|&f| self.contains(f))

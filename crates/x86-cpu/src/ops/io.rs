@@ -28,6 +28,7 @@ pub unsafe extern "sysv64" fn input(cpu: *mut Cpu, u: *const Uop) -> u32 {
         slow(cpu, u, |c| {
             let (port, size) = (port(c, u), (*u).aux as usize);
             sys::check_io(c, port, size as u64)?;
+            sys::debug::match_port(c, port, size as u64);
             let mut b = [0; 4];
             c.device_read(true, u64::from(port), &mut b[..size])?;
             let v = u64::from(u32::from_le_bytes(b));
@@ -48,6 +49,7 @@ pub unsafe extern "sysv64" fn output(cpu: *mut Cpu, u: *const Uop) -> u32 {
         slow(cpu, u, |c| -> Result<(), Fault> {
             let (port, size) = (port(c, u), (*u).aux as usize);
             sys::check_io(c, port, size as u64)?;
+            sys::debug::match_port(c, port, size as u64);
             let b = (c.regs[0] as u32).to_le_bytes();
             c.device_write(true, u64::from(port), &b[..size])
         })

@@ -148,7 +148,9 @@ fn run(cpu: &mut Cpu, op: &Operation) -> Result<bool, Fault> {
                 return Ok(false);
             }
         }
-        if cpu.break_block || cpu.request.load(Ordering::Relaxed) != 0 {
+        // A step is one iteration (Intel SDM Vol. 3 §18.3.1.4).
+        let stepping = cpu.mode & crate::state::mode::STEP != 0;
+        if stepping || cpu.break_block || cpu.request.load(Ordering::Relaxed) != 0 {
             return Ok(false);
         }
     }
@@ -318,6 +320,7 @@ fn element(cpu: &mut Cpu, op: &Operation) -> Result<bool, Fault> {
     let port = cpu.regs[reg::RDX] as u16;
     if matches!(op.kind, kind::INS | kind::OUTS) {
         sys::check_io(cpu, port, op.size)?;
+        sys::debug::match_port(cpu, port, op.size);
     }
     let mut value = cpu.regs[reg::RAX];
     if source {

@@ -74,14 +74,13 @@ pub fn check_instruction(cpu: &mut Cpu) -> Result<(), Fault> {
         cpu.segments[seg::CS].base
     };
     let address = cpu.wrap_linear(base.wrapping_add(cpu.rip));
-    let hits = (0..4)
-        .filter(|&i| enabled(cpu, i) == Some(0) && cpu.dr[i] == address)
-        .fold(0, |hits, i| hits | 1 << i);
-    if hits == 0 {
-        Ok(())
-    } else {
-        Err(debug_exception(hits))
+    let matching = |i: &usize| cpu.dr7 >> (16 + 4 * i) & 3 == 0 && cpu.dr[*i] == address;
+    if !(0..4).any(|i| matching(&i) && enabled(cpu, i).is_some()) {
+        return Ok(());
     }
+    // One that matches is reported beside it even if it is not enabled (§18.2.3).
+    let hits = (0..4).filter(matching).fold(0, |hits, i| hits | 1 << i);
+    Err(debug_exception(hits))
 }
 
 /// Ends an instruction that has completed; RIP is the next one's. After a load

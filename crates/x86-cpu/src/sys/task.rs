@@ -321,6 +321,14 @@ fn load_segments(cpu: &mut Cpu, selectors: [u16; 6], ldt: u16, ext: u32) -> Resu
     if cpu.is_v86() {
         return Ok(());
     }
+    // SS comes first, so that a bad CS finds a stack for its exception.
+    let ss = selectors[seg::SS];
+    if is_null(ss) {
+        return Err(Fault::ts(selector_error(ss, ext)));
+    }
+    cpu.segments[seg::SS] =
+        super::descriptor::check_stack_segment(cpu, ss, cpu.cpl, Fault::ts, ext)?;
+    cpu.update_mode();
     let cs = selectors[seg::CS];
     let error = selector_error(cs, ext);
     let mut d = match Descriptor::fetch(cpu, cs)? {
@@ -341,13 +349,6 @@ fn load_segments(cpu: &mut Cpu, selectors: [u16; 6], ldt: u16, ext: u32) -> Resu
     }
     d.mark_accessed(cpu)?;
     cpu.segments[seg::CS] = d.segment;
-    let ss = selectors[seg::SS];
-    if is_null(ss) {
-        return Err(Fault::ts(selector_error(ss, ext)));
-    }
-    cpu.segments[seg::SS] =
-        super::descriptor::check_stack_segment(cpu, ss, cpu.cpl, Fault::ts, ext)?;
-    cpu.update_mode();
     for index in [seg::ES, seg::DS, seg::FS, seg::GS] {
         let selector = selectors[index];
         // What a MOV would call #GP is #TS here.

@@ -36,6 +36,8 @@ pub(super) struct CodeInfo {
     pub(super) float: bool,
     /// #GP unless the memory operand is aligned to its size.
     pub(super) aligned: bool,
+    /// CPUID lets the guest use it, whoever executes it.
+    pub(super) permitted: bool,
 }
 
 /// The table over all `Code`s for one guest's features.
@@ -118,6 +120,7 @@ fn classify(code: Code, features: &Features) -> CodeInfo {
         class: Class::None,
         float: false,
         aligned: false,
+        permitted: features.permits(code.cpuid_features()),
     };
     let op = code.op_code();
     let m = code.mnemonic();

@@ -138,6 +138,12 @@ impl Unit {
         &self.features
     }
 
+    /// Whether CPUID lets the guest use instructions of this `Code`, whoever
+    /// executes them.
+    pub fn permits(&self, code: Code) -> bool {
+        self.table[code as usize].permitted
+    }
+
     /// Whether instructions of this `Code` are executed here, in some mode.
     pub fn executes(&self, code: Code) -> bool {
         self.info(code).class != Class::None

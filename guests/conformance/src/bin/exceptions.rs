@@ -264,7 +264,7 @@ fn main(suite: &mut Suite) {
                 rbp: NON_CANONICAL,
                 ..a.user(code64!(".byte 0x48, 0x8B, 0x04, 0x6D, 0, 0, 0, 0"))
             },
-            BPF,
+            GP0,
             0,
         );
         expect(
@@ -699,7 +699,6 @@ fn main(suite: &mut Suite) {
 }
 
 /// `[rbp*2]` wraps to address 0 for the non-canonical RBP above: a kernel page.
-const BPF: Exit = Exit::code(14, 5);
 
 /// RET with the given return address on the stack.
 fn ret_to(a: &Arena, target: u64) -> Context {
