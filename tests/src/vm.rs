@@ -230,7 +230,8 @@ impl Vm {
         let ends = [Some(stream(&self.com1)), None, None, None];
         let described = spec.machine(ends, Some(stream(&self.debugcon)));
         let machine = Machine::restore(described, &saved, |memory| {
-            Ok(copy(self.machine.memory(), memory))
+            copy(self.machine.memory(), memory);
+            Ok(())
         })?;
         same(&saved, &machine.save_state()?)?;
         machine.start()?;

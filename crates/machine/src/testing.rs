@@ -30,10 +30,6 @@ pub(crate) enum Step {
     Store(u64, Vec<u8>),
     /// Reads a port until one of these bits is set.
     Until(u16, u8),
-    /// Runs until kicked, once.
-    Spin,
-    /// Waits for this long with accesses of the machine going on.
-    Delay(Duration),
     Shutdown,
     Fail,
     Panic,
@@ -66,11 +62,6 @@ impl Scripted {
             script,
             shared: Arc::default(),
         })
-    }
-
-    /// What the script read so far.
-    pub(crate) fn log(&self) -> Vec<Vec<u8>> {
-        self.shared.log.lock().clone()
     }
 
     /// Waits until the script has read `count` times.
@@ -294,16 +285,6 @@ impl Vcpu for ScriptedVcpu {
                     if answer != BusAnswer::Done || data[0] & bits == 0 {
                         self.steps.push_front(step);
                         std::thread::sleep(Duration::from_micros(100));
-                    }
-                    None
-                }
-                Step::Spin => {
-                    self.kick.wait(None);
-                    return Exit::Kicked;
-                }
-                Step::Delay(time) => {
-                    if self.kick.wait(Some(*time)) {
-                        return Exit::Kicked;
                     }
                     None
                 }

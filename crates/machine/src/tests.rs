@@ -60,7 +60,7 @@ fn each_power_control_ends_the_machine_its_own_way() {
         Outcome::PowerOff
     );
     assert_eq!(
-        run(vec![Step::Out(0xf4, vec![0x21, 0, 0, 0])], |_| {}).0,
+        run(vec![Step::Out(0xf4, vec![0x10, 0, 0, 0])], |_| {}).0,
         Outcome::DebugExit(0x21)
     );
     for reset in [

@@ -10,18 +10,18 @@ use crate::{
 };
 
 /// One instruction with everything that it starts from.
-pub struct Case {
-    pub insn: Instruction,
-    pub bytes: Vec<u8>,
-    pub input: State,
+pub(crate) struct Case {
+    pub(crate) insn: Instruction,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) input: State,
     /// Where the memory operand is meant to be.
-    pub target: u64,
+    pub(crate) target: u64,
 }
 
 fn gpr(rng: &mut Rng, size: usize) -> Register {
     let n = rng.below(16) as u32;
     match size {
-        1 if n >= 4 && n < 8 && rng.one_in(2) => Register::AH + (n - 4),
+        1 if (4..8).contains(&n) && rng.one_in(2) => Register::AH + (n - 4),
         1 if n < 4 => Register::AL + n,
         1 => Register::SPL + (n - 4),
         2 => Register::AX + n,
@@ -206,7 +206,7 @@ impl Maker<'_> {
 }
 
 /// A random case of `code`, placed at `rip`; `None` if this draw has no encoding.
-pub fn make(rng: &mut Rng, code: Code, rip: u64) -> Option<Case> {
+pub(crate) fn make(rng: &mut Rng, code: Code, rip: u64) -> Option<Case> {
     let op = code.op_code();
     let mut insn = Instruction::default();
     insn.set_code(code);

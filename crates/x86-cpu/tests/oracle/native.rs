@@ -7,34 +7,34 @@ use std::{arch::global_asm, cell::UnsafeCell, sync::atomic::AtomicU64};
 /// Register state, as loaded and saved.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub struct State {
+pub(crate) struct State {
     /// FXSAVE64 image: x87, MXCSR; its XMM part is not used.
-    pub fx: [u8; 512],
-    pub ymm: [[u8; 32]; 16],
-    pub gpr: [u64; 16],
-    pub rflags: u64,
+    pub(crate) fx: [u8; 512],
+    pub(crate) ymm: [[u8; 32]; 16],
+    pub(crate) gpr: [u64; 16],
+    pub(crate) rflags: u64,
 }
 
 impl State {
-    pub const ZERO: Self = Self {
+    pub(crate) const ZERO: Self = Self {
         fx: [0; 512],
         ymm: [[0; 32]; 16],
         gpr: [0; 16],
         rflags: 2,
     };
 
-    pub fn mxcsr(&self) -> u32 {
+    pub(crate) fn mxcsr(&self) -> u32 {
         u32::from_le_bytes(self.fx[24..28].try_into().unwrap())
     }
 }
 
 /// A processor exception.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Trap {
-    pub vector: u8,
-    pub error: u32,
+pub(crate) struct Trap {
+    pub(crate) vector: u8,
+    pub(crate) error: u32,
     /// CR2; meaningful for page faults.
-    pub address: u64,
+    pub(crate) address: u64,
 }
 
 #[repr(C, align(64))]
@@ -122,14 +122,14 @@ unsafe extern "C" {
 }
 
 /// Memory that is writable at one address and executable at another.
-pub struct CodeMemory {
-    pub writable: *mut u8,
-    pub executable: *mut u8,
-    pub len: usize,
+pub(crate) struct CodeMemory {
+    pub(crate) writable: *mut u8,
+    pub(crate) executable: *mut u8,
+    pub(crate) len: usize,
 }
 
 impl CodeMemory {
-    pub fn new(len: usize) -> Self {
+    pub(crate) fn new(len: usize) -> Self {
         // SAFETY: fresh mappings of a fresh memfd; nothing else is touched.
         unsafe {
             let fd = libc::memfd_create(c"oracle".as_ptr(), 0);
@@ -158,7 +158,7 @@ impl CodeMemory {
     }
 
     /// Copies `code` to offset `at`.
-    pub fn put(&self, at: usize, code: &[u8]) {
+    pub(crate) fn put(&self, at: usize, code: &[u8]) {
         assert!(at + code.len() <= self.len);
         // SAFETY: in bounds; the executable alias is not running.
         unsafe {
@@ -168,7 +168,7 @@ impl CodeMemory {
 }
 
 /// The host processor as an oracle.
-pub struct Native {
+pub(crate) struct Native {
     slot: CodeMemory,
 }
 
@@ -204,7 +204,7 @@ const SIGNALS: [i32; 5] = [
 
 impl Native {
     /// Installs the signal handlers for this thread's cases.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let stack = Box::leak(vec![0u8; 256 << 10].into_boxed_slice());
         // SAFETY: the stack lives for ever; the handler has SA_SIGINFO's signature.
         unsafe {
@@ -227,12 +227,12 @@ impl Native {
     }
 
     /// Where the instruction runs.
-    pub fn address(&self) -> u64 {
+    pub(crate) fn address(&self) -> u64 {
         self.slot.executable as u64
     }
 
     /// Runs `bytes`, which must neither branch nor call.
-    pub fn run(&mut self, bytes: &[u8], input: &State) -> (State, Option<Trap>) {
+    pub(crate) fn run(&mut self, bytes: &[u8], input: &State) -> (State, Option<Trap>) {
         use std::sync::atomic::Ordering::Relaxed;
         let mut code = bytes.to_vec();
         // jmp [rip]

@@ -1,9 +1,9 @@
 //! A small deterministic generator (SplitMix64) and boundary values.
 
-pub struct Rng(pub u64);
+pub(crate) struct Rng(pub u64);
 
 impl Rng {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -12,21 +12,21 @@ impl Rng {
     }
 
     /// 0 to `n` - 1.
-    pub fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         (self.next() % n as u64) as usize
     }
 
     /// True once in `n` times.
-    pub fn one_in(&mut self, n: usize) -> bool {
+    pub(crate) fn one_in(&mut self, n: usize) -> bool {
         self.below(n) == 0
     }
 
-    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len())]
     }
 
     /// An integer that is likely to be at a border of something.
-    pub fn integer(&mut self) -> u64 {
+    pub(crate) fn integer(&mut self) -> u64 {
         match self.below(8) {
             0 => self.pick(&[
                 0, 1, 2, 3, 7, 8, 15, 16, 31, 32, 33, 63, 64, 65, 127, 128, 255,
@@ -78,7 +78,7 @@ impl Rng {
     }
 
     /// An 80-bit number: mantissa, sign and exponent.
-    pub fn float80(&mut self) -> (u64, u16) {
+    pub(crate) fn float80(&mut self) -> (u64, u16) {
         let sign = (self.next() as u16 & 1) << 15;
         let (mantissa, exponent) = match self.below(12) {
             0 => (0, 0),
@@ -99,7 +99,7 @@ impl Rng {
     }
 
     /// Bytes that look like numbers of some kind.
-    pub fn fill(&mut self, out: &mut [u8]) {
+    pub(crate) fn fill(&mut self, out: &mut [u8]) {
         let kind = self.below(6);
         for chunk in out.chunks_mut(8) {
             let v = match kind {

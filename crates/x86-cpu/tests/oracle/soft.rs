@@ -9,17 +9,17 @@ use caisson_x86_cpu::{
 use crate::native::{CodeMemory, State};
 
 /// Linear address of the arena, in guest and host.
-pub const ARENA: u64 = 0x2000_0000;
+pub(crate) const ARENA: u64 = 0x2000_0000;
 /// Its accessible pages; the pages around them are not present.
-pub const ARENA_LEN: usize = 2 * 4096;
+pub(crate) const ARENA_LEN: usize = 2 * 4096;
 
 #[repr(C, align(4096))]
 struct Page([u64; 512]);
 
 /// The machine around the vCPU: page tables, arena, room for thunks.
-pub struct Machine {
+pub(crate) struct Machine {
     tables: Box<[Page; 4]>,
-    pub arena: *mut u8,
+    pub(crate) arena: *mut u8,
     code: CodeMemory,
     used: usize,
 }
@@ -27,7 +27,7 @@ pub struct Machine {
 const TABLES: u64 = 0x1000;
 
 impl Machine {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // SAFETY: maps an unused range; fails if it is taken.
         let arena = unsafe {
             let all = libc::mmap(
@@ -59,13 +59,13 @@ impl Machine {
         }
     }
 
-    pub fn memory(&mut self) -> &mut [u8] {
+    pub(crate) fn memory(&mut self) -> &mut [u8] {
         // SAFETY: mapped for as long as the process lives; no vCPU runs now.
         unsafe { std::slice::from_raw_parts_mut(self.arena, ARENA_LEN) }
     }
 
     /// Bytes of thunks made.
-    pub fn thunk_bytes(&self) -> usize {
+    pub(crate) fn thunk_bytes(&self) -> usize {
         self.used
     }
 }
@@ -139,7 +139,7 @@ impl Env for Machine {
 }
 
 /// A vCPU in 64-bit mode at CPL 3, in `machine`.
-pub fn vcpu(machine: &mut Machine) -> Box<Cpu> {
+pub(crate) fn vcpu(machine: &mut Machine) -> Box<Cpu> {
     let mut cpu = Box::new(Cpu::new(46));
     cpu.cr0 = cr0::PE | cr0::MP | cr0::ET | cr0::NE | cr0::WP | cr0::PG;
     cpu.cr3 = TABLES;
@@ -168,7 +168,7 @@ pub fn vcpu(machine: &mut Machine) -> Box<Cpu> {
 }
 
 /// Loads the vCPU's registers.
-pub fn load(cpu: &mut Cpu, state: &State, rip: u64) {
+pub(crate) fn load(cpu: &mut Cpu, state: &State, rip: u64) {
     cpu.regs[..16].copy_from_slice(&state.gpr);
     cpu.set_rflags(state.rflags);
     cpu.rip = rip;
@@ -180,7 +180,7 @@ pub fn load(cpu: &mut Cpu, state: &State, rip: u64) {
 }
 
 /// Reads the vCPU's registers.
-pub fn save(cpu: &Cpu) -> State {
+pub(crate) fn save(cpu: &Cpu) -> State {
     let mut state = State::ZERO;
     state.gpr.copy_from_slice(&cpu.regs[..16]);
     state.rflags = cpu.rflags();
