@@ -215,7 +215,11 @@ mod tests {
     #[test]
     fn inputs_larger_than_memory_and_missing_ones_are_refused_by_name() {
         let input = Input::bytes("big.img", vec![0; 3 << 20]);
-        let error = input.read("initrd", 2 << 20).err().expect("it grew").to_string();
+        let error = input
+            .read("initrd", 2 << 20)
+            .err()
+            .expect("it grew")
+            .to_string();
         assert!(
             error.contains("initrd \"big.img\" has 3 MiB") && error.contains("2 MiB of memory"),
             "{error}"
