@@ -1,3 +1,4 @@
 //! What several fuzz targets share.
 
+pub mod cpu;
 pub mod loader;

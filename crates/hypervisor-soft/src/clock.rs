@@ -69,6 +69,10 @@ impl Clock {
         self.stopped_at.store(tsc, Ordering::Relaxed);
     }
 
+    pub(crate) fn is_running(&self) -> bool {
+        self.running.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn set_running(&self, running: bool) {
         if running == self.running.load(Ordering::Relaxed) {
             return;

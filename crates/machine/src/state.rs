@@ -142,6 +142,8 @@ impl Machine {
             vcpu.reset(Vtl::VTL0, false);
             vcpu.set_state(Vtl::VTL0, &state.0)?;
         }
+        // The vCPUs' time stamp counters may have moved the backend's clock.
+        shared.clock.set(whole.now_ns);
         Ok(machine)
     }
 }

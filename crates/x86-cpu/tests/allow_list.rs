@@ -123,7 +123,11 @@ fn the_table_is_consistent() {
     let read = |leaf, subleaf| cpuid::lookup(&table, leaf, subleaf);
     // TSC frequency = crystal × EBX ÷ EAX.
     let [a, b, c, _] = read(0x15, 0);
-    assert_eq!(u64::from(c) * u64::from(b) / u64::from(a), machine.tsc_hz);
+    let said = u64::from(c) * u64::from(b) / u64::from(a);
+    assert!(
+        said.abs_diff(machine.tsc_hz) * 1000 < machine.tsc_hz,
+        "{said} Hz"
+    );
     // Six vCPUs need three bits of APIC id.
     assert_eq!(read(0xb, 1)[..3], [3, 6, 0x201]);
     assert_eq!(read(1, 0)[1] >> 16 & 0xff, 8);

@@ -6,6 +6,8 @@
 #![no_std]
 #![no_main]
 
+mod cold;
+
 use caisson_bench_kernels::KERNELS;
 use caisson_guest_rt::interrupt::{Gate, INTERRUPT_GATE, reset_gate, set_gate};
 use caisson_guest_rt::percpu::sel;
@@ -70,6 +72,7 @@ fn count(kernel: usize, units: u64) -> u64 {
 }
 
 fn main(suite: &mut Suite) {
+    cold::run();
     suite.group("kernels", |g| {
         let hz = tsc::hz();
         for (index, kernel) in KERNELS.iter().enumerate() {

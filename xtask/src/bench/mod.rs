@@ -4,6 +4,7 @@ mod boot;
 mod marker;
 mod resident;
 mod sample;
+mod soft;
 
 use std::{
     path::{Path, PathBuf},
@@ -18,12 +19,15 @@ use clap::Subcommand;
 pub(crate) enum Bench {
     /// Debian to its first userland instruction: `caisson` and `qemu-system-x86_64 -accel tcg`, in turn.
     Boot(boot::Options),
+    /// Kernels of integer code on the software CPU, bare-metal, and on this host's processor.
+    Soft(soft::Options),
 }
 
 impl Bench {
     pub(crate) fn run(self) -> Result<()> {
         match self {
             Self::Boot(options) => boot::run(&options),
+            Self::Soft(options) => soft::run(&options),
         }
     }
 }

@@ -183,11 +183,13 @@ extern "C" fn on_fatal(signal: c_int, info: *const libc::siginfo_t, _context: *m
     };
     // SAFETY: `before` was filled in by sigaction itself; the calls are async-signal-safe, and
     // `info` is what the kernel passes to a handler with SA_SIGINFO. A signal that a process sent
-    // (code 0 or less) would not come again by itself.
+    // (code 0 or less) does not come again by itself, and the former action may count on that.
     unsafe {
-        libc::sigaction(signal, before, ptr::null_mut());
         if (*info).si_code <= 0 {
+            libc::signal(signal, libc::SIG_DFL);
             libc::raise(signal);
+        } else {
+            libc::sigaction(signal, before, ptr::null_mut());
         }
     }
 }

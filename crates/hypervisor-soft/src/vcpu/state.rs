@@ -198,6 +198,16 @@ impl SoftVcpu {
         if state.xsave.area.len() < 576 && !state.xsave.area.is_empty() {
             return refuse("the XSAVE area is shorter than its header");
         }
+        // Guest time goes on from where it was saved. While it runs, one vCPU's
+        // state does not move it for all.
+        let tsc = state.msrs.iter().find(|e| e.index == msr::TSC);
+        if let Some(tsc) = tsc
+            && !self.shared.clock.is_running()
+        {
+            let adjust = state.msrs.iter().find(|e| e.index == msr::TSC_ADJUST);
+            let base = tsc.value.wrapping_sub(adjust.map_or(0, |e| e.value));
+            self.shared.clock.set_tsc(base);
+        }
         let now = self.env.time();
         let mut page = [0; PAGE_LEN];
         for (word, bytes) in state.apic.regs.iter().zip(page.chunks_exact_mut(16)) {

@@ -401,6 +401,11 @@ fn is_too_long(bytes: &[u8], bits: u32) -> bool {
     false
 }
 
+/// Whether the builder has handlers of its own for `insn`, a plain integer instruction.
+pub fn handles_integer(insn: &Instruction) -> bool {
+    integer::handles(insn)
+}
+
 /// Whether the builder knows an encoding on `cpu`; anything else raises #UD.
 pub fn accepts(cpu: &Cpu, insn: &Instruction) -> bool {
     let code = insn.code();

@@ -13,10 +13,11 @@ mod soft;
 use std::{collections::BTreeMap, fmt::Write};
 
 use caisson_x86_cpu::{
+    build,
     cpuid::{self, Features},
     fault::Fault,
-    flow::Flow,
     state::Cpu,
+    sys,
     vector::{self, SoftOp},
 };
 use cases::Case;
@@ -25,7 +26,7 @@ use native::{Native, State, Trap};
 use rng::Rng;
 use soft::{ARENA, ARENA_LEN, Machine};
 
-type Exec = fn(&mut Cpu, &Instruction) -> Result<Flow, Fault>;
+type Exec = fn(&mut Cpu, &Case) -> Result<(), Fault>;
 
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name)
@@ -95,6 +96,8 @@ fn ignore(case: &Case, trap: Option<Trap>) -> Ignore {
         | M::Vmaskmovps
         | M::Vpmaskmovd
         | M::Vpmaskmovq => i.address = 0xfff,
+        // What of it lands before the store faults is the model's.
+        M::Fbstp if page_fault => i.memory = at(0..10),
         // Flags are raised before the store faults.
         M::Vcvtps2ph if page_fault => i.mxcsr = 0x3f,
         _ => {}
@@ -144,8 +147,21 @@ fn compare(
         // Whether bytes that are not selected fault is the model's.
         return Ok(());
     }
-    if trap.map(page) != fault.map(page) {
+    // Hosts were seen to report #GP for such a store across into an absent page.
+    // Which of a misaligned and a non-canonical address comes first is the model's.
+    let either = matches!(
+        case.insn.mnemonic(),
+        Mnemonic::Vcvtps2ph | Mnemonic::Cmpxchg16b
+    ) && trap.is_some()
+        && fault.is_some()
+        && trap.map(|t| t.vector) != fault.map(|t| t.vector);
+    if !either && trap.map(page) != fault.map(page) {
         let _ = writeln!(out, "  exception: host {trap:x?}, soft {fault:x?}");
+    }
+    let restores = matches!(case.insn.mnemonic(), Mnemonic::Xrstor | Mnemonic::Xrstor64);
+    if restores && out.is_empty() && trap.is_some_and(|t| t.vector == 14) {
+        // How much is loaded before a part of the image faults is the model's.
+        return Ok(());
     }
     for n in 0..16 {
         if skip.gpr != Some(n) && native.gpr[n] != soft.gpr[n] {
@@ -164,7 +180,7 @@ fn compare(
             );
         }
     }
-    let flags = 0x8d5;
+    let flags = 0x8d5 & !undefined(&case.insn);
     if !skip.flags && (native.rflags ^ soft.rflags) & flags != 0 {
         let (i, a, b) = (
             case.input.rflags,
@@ -173,7 +189,7 @@ fn compare(
         );
         let _ = writeln!(out, "  flags: {i:#x} -> host {a:#x}, soft {b:#x}");
     }
-    if (native.mxcsr() ^ soft.mxcsr()) & !skip.mxcsr != 0 {
+    if !either && (native.mxcsr() ^ soft.mxcsr()) & !skip.mxcsr != 0 {
         let (i, a, b) = (case.input.mxcsr(), native.mxcsr(), soft.mxcsr());
         let _ = writeln!(out, "  mxcsr: {i:#x} -> host {a:#x}, soft {b:#x}");
     }
@@ -206,8 +222,25 @@ fn compare(
     if out.is_empty() { Ok(()) } else { Err(out) }
 }
 
+/// RFLAGS bits that the manual leaves open after `insn`.
+fn undefined(insn: &Instruction) -> u64 {
+    use iced_x86::RflagsBits as B;
+    let open = insn.rflags_undefined();
+    [
+        (B::OF, 11),
+        (B::SF, 7),
+        (B::ZF, 6),
+        (B::AF, 4),
+        (B::CF, 0),
+        (B::PF, 2),
+    ]
+    .into_iter()
+    .filter(|&(bit, _)| open & bit != 0)
+    .fold(0, |mask, (_, at)| mask | 1 << at)
+}
+
 /// The guest's RIP: the same for each case, and not the host's.
-const RIP: u64 = 0x1234_5678_9000;
+const RIP: u64 = soft::CODE;
 
 struct Oracle {
     native: Native,
@@ -243,9 +276,10 @@ impl Oracle {
         self.after.copy_from_slice(self.machine.memory());
         self.machine.memory().copy_from_slice(&self.before);
 
+        self.machine.set_code(&case.bytes);
         soft::load(&mut self.cpu, &case.input, RIP);
         self.cpu.replay.begin_instruction();
-        let fault = match (self.exec)(&mut self.cpu, &case.insn) {
+        let fault = match (self.exec)(&mut self.cpu, case) {
             Ok(_) => None,
             Err(Fault::Exception(e)) => Some(Trap {
                 vector: e.vector,
@@ -394,9 +428,16 @@ fn comparable(code: Code, host: &Features) -> bool {
     op.mode64() && !system_dependent && host.contains_all(code.cpuid_features())
 }
 
+/// One test, since there is one arena in a process.
 #[test]
-fn vector_and_x87_instructions_match_the_host() {
-    let mut oracle = Oracle::new(vector::exec);
+fn instructions_match_the_host() {
+    let mut oracle = Oracle::new(|cpu, case| vector::exec(cpu, &case.insn).map(|_| ()));
+    vector_and_x87(&mut oracle);
+    oracle.exec = soft::run_whole;
+    whole(&mut oracle);
+}
+
+fn vector_and_x87(oracle: &mut Oracle) {
     let mut host = Features::from_cpuid(cpuid::host);
     host.insert(iced_x86::CpuidFeature::CET_IBT);
     let unit = vector::Unit::default();
@@ -404,5 +445,26 @@ fn vector_and_x87_instructions_match_the_host() {
         .filter(|&c| unit.executes(c) && comparable(c, &host))
         .collect();
     assert!(codes.len() > 1000, "{} codes", codes.len());
+    oracle.sweep(&codes);
+}
+
+/// From bytes to results: decoder, block builder, handlers.
+fn whole(oracle: &mut Oracle) {
+    let mut host = Features::from_cpuid(cpuid::host);
+    host.insert(iced_x86::CpuidFeature::CET_IBT);
+    let unit = vector::Unit::default();
+    let codes: Vec<Code> = Code::values()
+        .filter(|&c| {
+            let mut insn = Instruction::default();
+            insn.set_code(c);
+            let plain = insn.flow_control() == iced_x86::FlowControl::Next
+                && !insn.is_privileged()
+                && !insn.is_stack_instruction()
+                && !insn.is_string_instruction();
+            let integer = build::handles_integer(&insn) && plain && !sys::handles(c);
+            (integer || unit.executes(c)) && comparable(c, &host)
+        })
+        .collect();
+    assert!(codes.len() > 1200, "{} codes", codes.len());
     oracle.sweep(&codes);
 }

@@ -1,24 +1,35 @@
 //! The software vCPU set up like the host process that runs the oracle: 64-bit
 //! mode, CPL 3, the arena at its own address.
 
+use std::cell::RefCell;
+
 use caisson_x86_cpu::{
+    cache::CodeCache,
     env::{Env, HostPage, IoOutcome},
+    exec,
+    fault::Fault,
     state::{Cpu, Segment, VecReg, cr0, cr4, efer, mode, seg},
 };
 
-use crate::native::{CodeMemory, State};
+use crate::{
+    cases::Case,
+    native::{CodeMemory, State},
+};
 
 /// Linear address of the arena, in guest and host.
 pub(crate) const ARENA: u64 = 0x2000_0000;
 /// Its accessible pages; the pages around them are not present.
 pub(crate) const ARENA_LEN: usize = 2 * 4096;
 
+/// Linear address of the code, which no host process has there.
+pub(crate) const CODE: u64 = 0x1234_5678_9000;
+
 #[repr(C, align(4096))]
 struct Page([u64; 512]);
 
 /// The machine around the vCPU: page tables, arena, room for thunks.
 pub(crate) struct Machine {
-    tables: Box<[Page; 4]>,
+    tables: Box<[Page; 8]>,
     pub(crate) arena: *mut u8,
     code: CodeMemory,
     used: usize,
@@ -44,18 +55,33 @@ impl Machine {
             assert_eq!(libc::mprotect(p.cast(), ARENA_LEN, rw), 0);
             p
         };
-        let mut tables: Box<[Page; 4]> = Box::new([const { Page([0; 512]) }; 4]);
+        let mut tables: Box<[Page; 8]> = Box::new([const { Page([0; 512]) }; 8]);
         tables[0].0[0] = (TABLES + 0x1000) | 7;
         tables[1].0[0] = (TABLES + 0x2000) | 7;
         tables[2].0[(ARENA >> 21) as usize] = (TABLES + 0x3000) | 7;
         for page in 0..ARENA_LEN / 4096 {
             tables[3].0[page] = (ARENA + 4096 * page as u64) | 0x67;
         }
+        // The last page is the code's.
+        let index = |level: u32| (CODE >> (12 + 9 * level) & 511) as usize;
+        tables[0].0[index(3)] = (TABLES + 0x4000) | 7;
+        tables[4].0[index(2)] = (TABLES + 0x5000) | 7;
+        tables[5].0[index(1)] = (TABLES + 0x6000) | 7;
+        tables[6].0[index(0)] = (TABLES + 0x7000) | 0x25;
         Self {
             tables,
             arena,
             code: CodeMemory::new(64 << 20),
             used: 0,
+        }
+    }
+
+    /// Puts an instruction at the address of the code.
+    pub(crate) fn set_code(&mut self, bytes: &[u8]) {
+        for (word, chunk) in self.tables[7].0.iter_mut().zip(bytes.chunks(8)) {
+            let mut b = [0xcc; 8];
+            b[..chunk.len()].copy_from_slice(chunk);
+            *word = u64::from_le_bytes(b);
         }
     }
 
@@ -74,7 +100,7 @@ impl Env for Machine {
     fn host_page(&mut self, page: u64) -> Option<HostPage> {
         let first = ARENA >> 12;
         let host = match page {
-            1..=4 => (&raw mut self.tables[page as usize - 1]).cast(),
+            1..=8 => (&raw mut self.tables[page as usize - 1]).cast(),
             p if (first..first + ARENA_LEN as u64 / 4096).contains(&p) => {
                 // SAFETY: inside the arena.
                 unsafe { self.arena.add(((p - first) << 12) as usize) }
@@ -190,4 +216,16 @@ pub(crate) fn save(cpu: &Cpu) -> State {
         assert!(v.0[32..].iter().all(|&b| b == 0), "state above bit 255");
     }
     state
+}
+
+thread_local! {
+    static CACHE: RefCell<CodeCache> = RefCell::new(CodeCache::new(1 << 16));
+}
+
+/// Runs the instruction at the address of the code the whole way.
+pub(crate) fn run_whole(cpu: &mut Cpu, _: &Case) -> Result<(), Fault> {
+    CACHE.with_borrow_mut(|cache| {
+        cache.flush(cpu);
+        exec::run_one(cpu, cache).map(|_| ())
+    })
 }
