@@ -15,6 +15,9 @@ use caisson_bench_kernels::{KERNELS, Kernel};
 /// Exit status of a guest whose checks all passed.
 const SUCCESS: i32 = 0x21;
 
+/// How often a native kernel is timed: the least time counts, as in the guest.
+const ROUNDS: u32 = 12;
+
 /// How to measure.
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -71,10 +74,11 @@ pub(super) fn run(options: &Options) -> Result<()> {
         last = Some(report);
     }
     let report = last.context("there was a run")?;
+    // The host's compiler may use vector units, so "native" counts the guest's instructions.
 
     println!(
         "software CPU, bare-metal, medians of {} runs\n{:<10} {:>10} {:>12} {:>8}",
-        options.runs, "kernel", "soft MIPS", "native MIPS", "ratio"
+        options.runs, "kernel", "soft MIPS", "native", "ratio"
     );
     let (mut product, mut count) = (0.0, 0u32);
     for kernel in KERNELS {
@@ -122,9 +126,14 @@ fn median(values: Option<&mut Vec<f64>>) -> f64 {
 /// Nanoseconds for a unit of work on the host's processor, and the checksum of
 /// `units` of them.
 fn native(kernel: &Kernel, units: u64) -> (f64, u64) {
-    let start = Instant::now();
-    let checksum = (kernel.run)(black_box(units));
-    (start.elapsed().as_nanos() as f64 / units as f64, checksum)
+    let mut checksum = 0;
+    let mut least = f64::INFINITY;
+    for _ in 0..ROUNDS {
+        let start = Instant::now();
+        checksum = (kernel.run)(black_box(units));
+        least = least.min(start.elapsed().as_nanos() as f64);
+    }
+    (least / units as f64, checksum)
 }
 
 /// Builds the guest and gives its path.
