@@ -6,7 +6,7 @@ use alloc::{boxed::Box, collections::BTreeMap, vec, vec::Vec};
 
 use iced_x86::Instruction;
 
-use crate::{ops::native::Native, state::Cpu, uop::Uop};
+use crate::{build::Scratch, ops::native::Native, state::Cpu, uop::Uop};
 
 /// A run of instructions with one entry, inside one page.
 #[derive(Debug)]
@@ -82,6 +82,8 @@ pub struct CodeCache {
     insns: Vec<Box<Instruction>>,
     natives: Vec<Box<Native>>,
     uops_used: usize,
+    /// The block builder's.
+    pub(crate) scratch: Scratch,
     /// Most micro-operations kept before everything is thrown away.
     limit: usize,
     /// Counters.
@@ -125,6 +127,7 @@ impl CodeCache {
             insns: Vec::new(),
             natives: Vec::new(),
             uops_used: 0,
+            scratch: Scratch::default(),
             limit,
             stats: CacheStats::default(),
         }

@@ -223,12 +223,15 @@ impl Builder<'_> {
 
     /// A Jcc in 64-bit code, fused with the comparison before it if there is one.
     fn conditional(&mut self, cond: u8, u: &mut Uop) {
-        let fusable = self.n > 0 && !self.careful();
-        if fusable && let Some(compare) = self.notes[self.n - 1].compare {
-            let previous = &mut self.uops[self.n - 1];
+        let careful = self.careful();
+        let last = self.notes.last_mut().zip(self.uops.last_mut());
+        if !careful
+            && let Some((note, previous)) = last
+            && let Some(compare) = note.compare
+        {
             previous.handler = select::fused(compare, cond >> 1);
             previous.aux = previous.aux & !1 | u16::from(cond & 1);
-            self.notes[self.n - 1] = LEAVES;
+            *note = LEAVES;
             return;
         }
         macro_rules! table {

@@ -5,6 +5,8 @@ mod integer;
 mod operand;
 mod select;
 
+use alloc::vec::Vec;
+
 use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
 
 use crate::{
@@ -45,13 +47,19 @@ struct Builder<'a> {
     cpu: &'a mut Cpu,
     cache: &'a mut CodeCache,
     mode: u32,
-    uops: [Uop; MAX_INSTRUCTIONS + 1],
-    notes: [Note; MAX_INSTRUCTIONS + 1],
-    /// Micro-operations so far.
-    n: usize,
+    /// Micro-operations so far, with what is known of them.
+    uops: Vec<Uop>,
+    notes: Vec<Note>,
     /// Instructions so far.
     count: usize,
     targets: [i64; 2],
+}
+
+/// Room that block building uses again and again.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    uops: Vec<Uop>,
+    notes: Vec<Note>,
 }
 
 /// What follows an instruction that was lowered.
@@ -80,13 +88,18 @@ pub(crate) fn build(
     announce(cpu, gpa, in_page);
     read_code(cpu, gpa, &mut window[..in_page])?;
     let bits = bitness(mode);
+    let Scratch {
+        mut uops,
+        mut notes,
+    } = core::mem::take(&mut cache.scratch);
+    uops.clear();
+    notes.clear();
     let mut b = Builder {
         cpu,
         cache,
         mode,
-        uops: [EMPTY; MAX_INSTRUCTIONS + 1],
-        notes: [Note::default(); MAX_INSTRUCTIONS + 1],
-        n: 0,
+        uops,
+        notes,
         count: 0,
         targets: [0; 2],
     };
@@ -153,13 +166,14 @@ pub(crate) fn build(
     block.count = b.count as u16;
     block.len = at.max(1) as u16;
     block.second_page = second_page;
-    let (n, count) = (b.n, b.count);
-    for u in &mut b.uops[..n] {
+    let (count, mut uops, notes) = (b.count, b.uops, b.notes);
+    for u in &mut uops {
         // Lowering counts instructions up; handlers want those still to come.
         u.left = (count as u8).saturating_sub(u.left);
     }
-    let uops = b.uops;
-    Ok(cache.insert(block, &uops[..n]))
+    let built = cache.insert(block, &uops);
+    cache.scratch = Scratch { uops, notes };
+    Ok(built)
 }
 
 const EMPTY: Uop = Uop {
@@ -233,10 +247,11 @@ impl Builder<'_> {
 
     /// Appends a micro-operation of the present instruction.
     fn push(&mut self, u: Uop, note: Note) {
-        self.uops[self.n] = u;
-        self.uops[self.n].left = self.count as u8;
-        self.notes[self.n] = note;
-        self.n += 1;
+        self.uops.push(Uop {
+            left: self.count as u8,
+            ..u
+        });
+        self.notes.push(note);
     }
 
     /// A micro-operation for `insn` at page offset `start` with nothing in it yet.
@@ -363,10 +378,9 @@ impl Builder<'_> {
     /// that do not compute them.
     fn settle_flags(&mut self) {
         let mut live = true;
-        for i in (0..self.n).rev() {
-            let note = self.notes[i];
+        for (u, note) in self.uops.iter_mut().zip(&self.notes).rev() {
             if !live && let Some(plain) = note.plain {
-                self.uops[i].handler = plain;
+                u.handler = plain;
             }
             if note.kills_flags {
                 live = false;
