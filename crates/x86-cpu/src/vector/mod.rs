@@ -2,11 +2,11 @@
 //!
 //! Guest and host are the same architecture, so an instruction is executed by
 //! the host itself, verbatim, on registers loaded from the [`Cpu`]: see
-//! [`thunk`]. What depends on processor modes, on several memory accesses or on
+//! `thunk`. What depends on processor modes, on several memory accesses or on
 //! memory layouts (masked moves, gathers, FXSAVE, XSAVE, FNSTENV…) is done by
 //! this module's own code.
 //!
-//! [`class`] is the allow-list: a `Code` that is not named there, or whose CPUID
+//! `class` is the allow-list: a `Code` that is not named there, or whose CPUID
 //! feature the guest does not have, is not executed, whatever the host can do.
 //!
 //! Left out, by the same list: AVX-512, TSX, CET, PKU, AMX, MPX, SSE4A, XOP,
