@@ -97,7 +97,7 @@ fn ignore(case: &Case, trap: Option<Trap>) -> Ignore {
         | M::Vpmaskmovd
         | M::Vpmaskmovq => i.address = 0xfff,
         // What of it lands before the store faults is the model's.
-        M::Fbstp if page_fault => i.memory = at(0..10),
+        M::Fbstp | M::Fstp if page_fault => i.memory = at(0..10),
         // Flags are raised before the store faults.
         M::Vcvtps2ph if page_fault => i.mxcsr = 0x3f,
         _ => {}
