@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 pub enum ImageError {
     /// The host has no apt.
     #[error(
-        "this host has no `{program}`, which fetches the guest's packages: give the guest's own files instead, with --kernel VMLINUZ and --initrd INITRD"
+        "this host has no `{program}`, and the guest's packages are fetched with apt-get: give the guest's own files instead, with --kernel VMLINUZ and --initrd INITRD"
     )]
     NoApt {
         /// The program that was not found.
