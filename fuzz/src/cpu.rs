@@ -160,7 +160,7 @@ impl Default for Bench {
                 used: 0,
             }),
             cpu,
-            cache: CodeCache::new(1 << 16),
+            cache: CodeCache::new(2 << 20),
         }
     }
 }
@@ -218,8 +218,11 @@ impl Bench {
 
     fn set(&mut self, mode: Mode, registers: &[u64; 16]) {
         let request = self.cpu.request.clone();
+        let generation = self.cpu.code_generation;
         *self.cpu = Cpu::new(46);
         self.cpu.request = request;
+        // What the cache knows of earlier inputs stays outdated.
+        self.cpu.code_generation = generation + 1;
         let cpu = &mut self.cpu;
         let user = mode == Mode::User;
         let long = user || mode == Mode::Long;

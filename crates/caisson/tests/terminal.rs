@@ -5,7 +5,7 @@ mod support;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
@@ -75,6 +75,14 @@ impl Terminal {
 
 fn start(command: &mut Command, program: OwnedFd) -> Child {
     let copy = || program.try_clone().unwrap();
+    // SAFETY: between fork and exec, signal() is allowed and touches no memory. Under nohup and
+    // its like, SIGHUP would stay ignored.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
+            Ok(())
+        });
+    }
     command
         .stdin(copy())
         .stdout(copy())
@@ -108,7 +116,17 @@ fn ended(child: &mut Child, terminal: &mut Terminal) -> ExitStatus {
     // Somebody has to read what the process says at its end.
     let mut window = terminal.window.try_clone().unwrap();
     std::thread::spawn(move || while window.read(&mut [0; 256]).is_ok_and(|count| count > 0) {});
-    child.wait().unwrap()
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            panic!("it goes on and on");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]

@@ -89,6 +89,9 @@ impl PageCode<'_> {
             return 0;
         }
         self.granules.fetch_or(granules, Ordering::SeqCst);
+        if self.writers.load(Ordering::SeqCst) == 0 {
+            return 0;
+        }
         self.writers.swap(0, Ordering::SeqCst)
     }
 

@@ -63,6 +63,12 @@ pub trait Env {
     /// [`Self::code_written`] on every vCPU. `true` if this vCPU has to take back
     /// its own write tags of the page.
     fn code_page(&mut self, page: u64, granules: u64) -> bool;
+    /// `len` bytes of the engine's own memory at `at`, whole pages, are about to
+    /// be filled for the first time: bringing them in together is cheaper than
+    /// by a page fault each. Doing nothing is right too.
+    fn populate(&mut self, at: *mut u8, len: usize) {
+        let _ = (at, len);
+    }
     /// The guest executed PAUSE.
     fn pause(&mut self);
     /// Executable memory for native thunks is wanted: places `code` and returns

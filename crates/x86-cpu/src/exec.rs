@@ -85,7 +85,7 @@ fn run_block(cpu: &mut Cpu, block: *const Block) -> u32 {
     // SAFETY: blocks found in the cache are valid until the next flush, which
     // only happens between blocks; `env` is set by contract of `run`.
     unsafe {
-        let uops = (*block).uops;
+        let uops = Block::uops(block);
         cpu.retired += u64::from((*block).count);
         ((*uops).handler)(cpu, uops)
     }
@@ -232,7 +232,7 @@ fn lookup(cpu: &mut Cpu, cache: &mut CodeCache) -> Result<*const Block, Fault> {
     }
     let b = find(cpu, cache, cpu.mode)?;
     // SAFETY: just found.
-    if unsafe { (*b).second_page.is_none() } && cpu.is_64bit() {
+    if unsafe { (*b).second_page().is_none() } && cpu.is_64bit() {
         cache.set_jump(address, cpu.code_generation, cpu.mode, b);
     }
     Ok(b)
@@ -250,7 +250,7 @@ fn find(cpu: &mut Cpu, cache: &mut CodeCache, mode: u32) -> Result<*const Block,
     let gpa = fetch(cpu, cache, address)?;
     if let Some(b) = cache.find(gpa, mode) {
         // SAFETY: just found.
-        let (len, second) = unsafe { (u64::from((*b).len), (*b).second_page) };
+        let (len, second) = unsafe { (u64::from((*b).len), (*b).second_page()) };
         let inside = cpu.is_64bit() || cpu.rip + len - 1 <= limit;
         let second_holds = match second {
             None => true,

@@ -64,6 +64,27 @@ pub struct Tlb {
     log: [Vec<u16>; Tlb::ARRAYS],
     /// Pieces of large pages may be present.
     large: bool,
+    /// By guest physical page, modulo its length: the only entry that may have a
+    /// write tag for such a page, [`NOBODY`] or [`SEVERAL`].
+    writers: Box<[u16; WRITERS]>,
+}
+
+const WRITERS: usize = 4096;
+const NOBODY: u16 = u16::MAX;
+const SEVERAL: u16 = u16::MAX - 1;
+const _: () = assert!(Tlb::ARRAYS * TLB_SIZE <= SEVERAL as usize);
+
+/// Where [`Tlb::writers`] has guest physical page `page`.
+fn writer_slot(page: u64) -> usize {
+    page as usize & (WRITERS - 1)
+}
+
+/// Entry `i` gets a write tag for guest physical page `page`.
+fn note_writer(writers: &mut [u16; WRITERS], page: u64, i: usize) {
+    let writer = &mut writers[writer_slot(page)];
+    if *writer != i as u16 {
+        *writer = if *writer == NOBODY { i as u16 } else { SEVERAL };
+    }
 }
 
 impl Tlb {
@@ -85,6 +106,7 @@ impl Tlb {
             entries,
             log: core::array::from_fn(|_| vec![]),
             large: false,
+            writers: Box::new([NOBODY; WRITERS]),
         }
     }
 
@@ -114,6 +136,9 @@ impl Tlb {
             self.log[index].push(s as u16);
         }
         self.large |= flags & meta::LARGE != 0;
+        if write {
+            note_writer(&mut self.writers, gpa >> 12, index * TLB_SIZE + s);
+        }
         let tag = address & !0xfff;
         *e = TlbEntry {
             tag_r: tag,
@@ -126,11 +151,19 @@ impl Tlb {
     /// Forgets everything; with `keep_global`, all but global translations.
     pub fn flush(&mut self, keep_global: bool) {
         self.large &= keep_global;
+        self.writers.fill(NOBODY);
         for index in 0..Self::ARRAYS {
             let entries = &mut self.entries[index * TLB_SIZE..][..TLB_SIZE];
             self.log[index].retain(|&s| {
                 let e = &mut entries[s as usize];
                 if keep_global && e.meta & meta::GLOBAL != 0 {
+                    if e.tag_w == e.tag_r {
+                        note_writer(
+                            &mut self.writers,
+                            e.meta >> 12,
+                            index * TLB_SIZE + s as usize,
+                        );
+                    }
                     return true;
                 }
                 *e = empty(s as usize);
@@ -173,18 +206,30 @@ impl Tlb {
     /// Takes back the write tags of guest physical page `page`. `true` if there
     /// was one.
     pub fn drop_write_tags(&mut self, page: u64) -> bool {
-        let mut found = false;
-        for index in 0..Self::ARRAYS {
-            let entries = &mut self.entries[index * TLB_SIZE..][..TLB_SIZE];
-            for &s in &self.log[index] {
-                let e = &mut entries[s as usize];
-                if e.meta >> 12 == page && e.tag_w == e.tag_r {
-                    e.tag_w = poison(s as usize);
-                    found = true;
+        match self.writers[writer_slot(page)] {
+            NOBODY => false,
+            SEVERAL => {
+                let mut found = false;
+                for index in 0..Self::ARRAYS {
+                    for i in 0..self.log[index].len() {
+                        let s = usize::from(self.log[index][i]);
+                        found |= self.drop_write_tag(index * TLB_SIZE + s, page);
+                    }
                 }
+                found
             }
+            only => self.drop_write_tag(only.into(), page),
         }
-        found
+    }
+
+    /// Takes back the write tag of entry `i` if it is for `page`.
+    fn drop_write_tag(&mut self, i: usize, page: u64) -> bool {
+        let e = &mut self.entries[i];
+        let drop = e.meta >> 12 == page && e.tag_w == e.tag_r;
+        if drop {
+            e.tag_w = poison(i & (TLB_SIZE - 1));
+        }
+        drop
     }
 }
 

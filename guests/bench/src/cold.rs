@@ -4,7 +4,7 @@ use caisson_guest_rt::paging::frames;
 use caisson_guest_rt::{memory, println, tsc};
 
 /// Blocks laid out in memory.
-const BLOCKS: u64 = 4_000;
+const BLOCKS: u64 = 1_000;
 /// Bytes from one block to the next.
 const STRIDE: u64 = 32;
 /// Six instructions, as compilers make them, and a jump to the next block:
@@ -15,7 +15,7 @@ const BLOCK: [u8; 25] = [
 ];
 
 /// How often fresh code is laid out: the least time counts.
-const ROUNDS: u32 = 8;
+const ROUNDS: u32 = 200;
 
 /// Runs fresh code once and again. Prints `cold blocks=N first=T second=T`, in
 /// nanoseconds: the difference of the times is what N blocks cost to build.

@@ -9,6 +9,7 @@ use caisson_x86_cpu::{
     env::{Env, HostPage, IoOutcome},
     state::request,
 };
+use rustix::mm::{Advice, madvise};
 
 use crate::{
     msr::{self, Mtrrs},
@@ -16,12 +17,12 @@ use crate::{
     timer::NEVER,
 };
 
-/// PAUSE instructions before the thread gives way: on a host with fewer free
-/// cores than vCPUs, the vCPU that is waited for may need this one's.
 /// IA32_APIC_BASE's global enable.
 const APIC_ENABLED: u64 = 1 << 11;
 /// CPUID.1:EDX bit that mirrors it (Intel SDM Vol. 3 §12.4.3).
 const CPUID_APIC: u32 = 1 << 9;
+/// PAUSE instructions before the thread gives way: on a host with fewer free
+/// cores than vCPUs, the vCPU that is waited for may need this one's.
 const PAUSES: u32 = 64;
 
 /// The surroundings of one vCPU.
@@ -229,6 +230,12 @@ impl Env for VcpuEnv {
 
     fn code_page(&mut self, page: u64, granules: u64) -> bool {
         self.shared.mark_code(&self.map, self.index, page, granules)
+    }
+
+    fn populate(&mut self, at: *mut u8, len: usize) {
+        // SAFETY: the engine owns these pages; populating them changes no byte.
+        // An old host refuses, and they come in one by one.
+        let _ = unsafe { madvise(at.cast(), len, Advice::LinuxPopulateWrite) };
     }
 
     fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) -> IoOutcome {

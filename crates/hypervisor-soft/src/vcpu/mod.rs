@@ -30,8 +30,8 @@ use crate::{
     timer::NEVER,
 };
 
-/// Most micro-operations that a vCPU keeps: 64 MiB of them.
-const CACHE_LIMIT: usize = 2 << 20;
+/// Bytes of decoded code that a vCPU keeps.
+const CACHE_LIMIT: usize = 64 << 20;
 
 /// See [`Vcpu`].
 pub(crate) struct SoftVcpu {

@@ -12,13 +12,6 @@ use crate::{
     uop::{Handler, Uop},
 };
 
-const LEAVES: Note = Note {
-    kills_flags: false,
-    needs_flags: true,
-    plain: None,
-    compare: None,
-};
-
 /// Whether this module lowers `insn`.
 pub(super) fn handles(insn: &Instruction) -> bool {
     let m = insn.mnemonic();
@@ -106,14 +99,20 @@ fn branch_size(insn: &Instruction) -> u16 {
 
 impl Builder<'_> {
     /// Lowers `insn` if it is a near branch.
-    pub(super) fn lower_flow(&mut self, insn: &Instruction, u: &mut Uop) -> Option<After> {
+    /// `previous` is the micro-operation before `u`.
+    pub(super) fn lower_flow(
+        &mut self,
+        insn: &Instruction,
+        u: &mut Uop,
+        previous: Option<&mut Uop>,
+    ) -> Option<After> {
         let next = i64::from(u.off) + i64::from(u.len);
         let is_rel = matches!(
             insn.op0_kind(),
             OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64
         );
         if is_rel {
-            return self.lower_relative(insn, u, next);
+            return self.lower_relative(insn, u, previous, next);
         }
         if insn.is_jmp_near_indirect() || insn.is_call_near_indirect() {
             let call = insn.is_call_near_indirect();
@@ -149,7 +148,7 @@ impl Builder<'_> {
                 (true, true) => legacy::CALL_MEM,
             };
             u.aux = size | kind << 4;
-            self.push(*u, LEAVES);
+            self.keep(Note::NEEDS);
             return Some(After::Ended);
         }
         if insn.mnemonic() == Mnemonic::Ret {
@@ -165,19 +164,25 @@ impl Builder<'_> {
             } else {
                 branch::near_any
             };
-            self.push(*u, LEAVES);
+            self.keep(Note::NEEDS);
             return Some(After::Ended);
         }
         None
     }
 
-    fn lower_relative(&mut self, insn: &Instruction, u: &mut Uop, next: i64) -> Option<After> {
+    fn lower_relative(
+        &mut self,
+        insn: &Instruction,
+        u: &mut Uop,
+        previous: Option<&mut Uop>,
+        next: i64,
+    ) -> Option<After> {
         let call = insn.is_call_near();
         let size = branch_size(insn);
         if self.is64() && size == 8 {
             self.targets = [next, insn.near_branch_target() as i64];
             if let Some(cond) = condition(insn) {
-                self.conditional(cond, u);
+                self.conditional(cond, u, previous);
                 return Some(After::Ended);
             }
             u.handler = match counter_kind(insn.mnemonic()) {
@@ -194,7 +199,7 @@ impl Builder<'_> {
                     }
                 }
             };
-            self.push(*u, LEAVES);
+            self.keep(Note::NEEDS);
             return Some(After::Ended);
         }
         u.imm = (insn.near_branch_target() as i64).wrapping_sub(next) as u64;
@@ -217,21 +222,21 @@ impl Builder<'_> {
                 branch::near_any
             }
         };
-        self.push(*u, LEAVES);
+        self.keep(Note::NEEDS);
         Some(After::Ended)
     }
 
     /// A Jcc in 64-bit code, fused with the comparison before it if there is one.
-    fn conditional(&mut self, cond: u8, u: &mut Uop) {
+    fn conditional(&mut self, cond: u8, u: &mut Uop, previous: Option<&mut Uop>) {
         let careful = self.careful();
-        let last = self.notes.last_mut().zip(self.uops.last_mut());
+        let note = self.notes.last_mut();
         if !careful
-            && let Some((note, previous)) = last
-            && let Some(compare) = note.compare
+            && let Some((note, previous)) = note.zip(previous)
+            && let Some(compare) = note.compare()
         {
             previous.handler = select::fused(compare, cond >> 1);
             previous.aux = previous.aux & !1 | u16::from(cond & 1);
-            *note = LEAVES;
+            *note = Note::NEEDS;
             return;
         }
         macro_rules! table {
@@ -240,6 +245,6 @@ impl Builder<'_> {
             };
         }
         u.handler = table!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14);
-        self.push(*u, LEAVES);
+        self.keep(Note::NEEDS);
     }
 }

@@ -15,18 +15,6 @@ use crate::{
     uop::{Handler, Uop},
 };
 
-const NOTHING: Note = Note {
-    kills_flags: false,
-    needs_flags: false,
-    plain: None,
-    compare: None,
-};
-/// Flags unchanged or partly changed; the block may be left.
-const NEEDS: Note = Note {
-    needs_flags: true,
-    ..NOTHING
-};
-
 /// Whether this module may lower `insn` (some operand forms it leaves to others).
 pub(super) fn handles(insn: &Instruction) -> bool {
     use M::*;
@@ -347,11 +335,11 @@ impl Builder<'_> {
             _ => {}
         }
         let slow = matches!(form, Form::RegMem(p) | Form::MemReg(p) | Form::MemImm(p) if p.slow);
-        Some(Note {
-            kills_flags: !carries,
-            needs_flags: carries || memory,
-            plain: if carries { None } else { plain },
-            compare: compare.filter(|_| !slow),
+        let note =
+            Note::new(!carries, carries || memory).or_plain(if carries { None } else { plain });
+        Some(match compare {
+            Some(compare) if !slow => note.or_fused(compare),
+            _ => note,
         })
     }
 
@@ -386,7 +374,7 @@ impl Builder<'_> {
             M::Xor => go!(atomic::Xor),
             _ => return None,
         };
-        Some(NEEDS)
+        Some(Note::NEEDS)
     }
 
     fn lower_mov(&mut self, insn: &Instruction, u: &mut Uop) -> Option<Note> {
@@ -402,10 +390,7 @@ impl Builder<'_> {
             Form::MemImm(p) => width!(size, W => place!(p, F, S => moves::store::<W, F, true, S>)),
         };
         let memory = !matches!(form, Form::RegReg | Form::RegImm);
-        Some(Note {
-            needs_flags: memory,
-            ..NOTHING
-        })
+        Some(Note::new(false, memory))
     }
 
     fn lower_extend(&mut self, insn: &Instruction, u: &mut Uop) -> Option<Note> {
@@ -434,10 +419,7 @@ impl Builder<'_> {
             (4, _) => go!(u32, true),
             _ => return None,
         };
-        Some(Note {
-            needs_flags: matches!(form, Form::RegMem(_)),
-            ..NOTHING
-        })
+        Some(Note::new(false, matches!(form, Form::RegMem(_))))
     }
 
     fn lower_lea(&mut self, insn: &Instruction, u: &mut Uop) -> Option<Note> {
@@ -456,7 +438,7 @@ impl Builder<'_> {
             1 => wide!(size, W => moves::lea::<W, 1>),
             _ => wide!(size, W => moves::lea::<W, 2>),
         };
-        Some(NOTHING)
+        Some(Note::NOTHING)
     }
 
     fn lower_unary(&mut self, insn: &Instruction, u: &mut Uop) -> Option<Note> {
@@ -483,7 +465,7 @@ impl Builder<'_> {
             M::Neg => go!(Neg),
             _ => go!(Not),
         };
-        Some(NEEDS)
+        Some(Note::NEEDS)
     }
 
     fn lower_shift(&mut self, insn: &Instruction, u: &mut Uop) -> Option<Note> {
@@ -528,7 +510,7 @@ impl Builder<'_> {
             && size >= 4
             && matches!(m, M::Shl | M::Sal | M::Shr | M::Sar);
         if !simple {
-            return Some(NEEDS);
+            return Some(Note::NEEDS);
         }
         u.imm = count;
         let plain = match (m, size) {
@@ -541,11 +523,7 @@ impl Builder<'_> {
         };
         // AF is undefined after a shift but the host leaves something there, so
         // earlier flags are all gone.
-        Some(Note {
-            kills_flags: true,
-            plain: Some(plain),
-            ..NOTHING
-        })
+        Some(Note::KILLS.or_plain(Some(plain)))
     }
 
     fn lower_double_shift(&mut self, insn: &Instruction, u: &mut Uop) -> Option<Note> {
@@ -573,7 +551,7 @@ impl Builder<'_> {
                 (false, false) => wide!(size, W => shift::double_r::<W, false, false>),
             }
         };
-        Some(NEEDS)
+        Some(Note::NEEDS)
     }
 
     fn lower_muldiv(&mut self, insn: &Instruction, u: &mut Uop) -> Option<Note> {
@@ -590,7 +568,7 @@ impl Builder<'_> {
                 M::Div => width!(size, W => muldiv::div_m::<W, false>),
                 _ => width!(size, W => muldiv::div_m::<W, true>),
             };
-            return Some(NEEDS);
+            return Some(Note::NEEDS);
         }
         u.src = register(insn, 0)?;
         u.handler = match m {
@@ -600,12 +578,9 @@ impl Builder<'_> {
             _ => width!(size, W => muldiv::div_r::<W, true>),
         };
         if matches!(m, M::Mul | M::Imul) {
-            Some(Note {
-                kills_flags: true,
-                ..NOTHING
-            })
+            Some(Note::KILLS)
         } else {
-            Some(NEEDS)
+            Some(Note::NEEDS)
         }
     }
 
@@ -623,7 +598,7 @@ impl Builder<'_> {
             } else {
                 wide!(size, W => place!(p, F, S => muldiv::imul_rm::<W, false, F, S>))
             };
-            return Some(NEEDS);
+            return Some(Note::NEEDS);
         }
         u.src = register(insn, 1)?;
         u.handler = if three {
@@ -631,10 +606,7 @@ impl Builder<'_> {
         } else {
             wide!(size, W => muldiv::imul_rr::<W, false>)
         };
-        Some(Note {
-            kills_flags: true,
-            ..NOTHING
-        })
+        Some(Note::KILLS)
     }
 
     fn lower_stack(&mut self, insn: &Instruction, u: &mut Uop) -> Option<Note> {
@@ -671,7 +643,7 @@ impl Builder<'_> {
                 _ => moves::pop_any,
             };
         }
-        Some(NEEDS)
+        Some(Note::NEEDS)
     }
 
     fn lower_bit(&mut self, insn: &Instruction, u: &mut Uop) -> Option<Note> {
@@ -704,7 +676,7 @@ impl Builder<'_> {
             M::Btr => go!(bits::kind::RESET),
             _ => go!(bits::kind::COMPLEMENT),
         };
-        Some(NEEDS)
+        Some(Note::NEEDS)
     }
 
     fn lower_scan(&mut self, insn: &Instruction, u: &mut Uop) -> Option<Note> {
@@ -733,7 +705,7 @@ impl Builder<'_> {
             M::Lzcnt => go!(Lzcnt, false),
             _ => go!(Tzcnt, false),
         };
-        Some(NEEDS)
+        Some(Note::NEEDS)
     }
 
     fn lower_atomic(&mut self, insn: &Instruction, u: &mut Uop) -> Option<Note> {
@@ -745,7 +717,7 @@ impl Builder<'_> {
             } else {
                 atomic::cmpxchg_pair::<false>
             };
-            return Some(NEEDS);
+            return Some(Note::NEEDS);
         }
         let size = Self::operand_size(insn);
         // XCHG may name its memory operand second.
@@ -758,7 +730,7 @@ impl Builder<'_> {
                 M::Xadd => width!(size, W => atomic::xadd_r::<W>),
                 _ => width!(size, W => atomic::cmpxchg_r::<W>),
             };
-            return Some(NEEDS);
+            return Some(Note::NEEDS);
         }
         let p = self.memory(insn, u)?;
         u.handler = match m {
@@ -771,7 +743,7 @@ impl Builder<'_> {
             },
             _ => width!(size, W => place!(p, F, S => atomic::cmpxchg_m::<W, F, S>)),
         };
-        Some(NEEDS)
+        Some(Note::NEEDS)
     }
 
     fn lower_setcc(&mut self, insn: &Instruction, u: &mut Uop) -> Option<Note> {
@@ -783,7 +755,7 @@ impl Builder<'_> {
             u.dst = register(insn, 0)?;
             u.handler = moves::setcc_r;
         }
-        Some(NEEDS)
+        Some(Note::NEEDS)
     }
 
     fn lower_cmov(&mut self, insn: &Instruction, u: &mut Uop) -> Option<Note> {
@@ -797,7 +769,7 @@ impl Builder<'_> {
             u.src = register(insn, 1)?;
             wide!(size, W => moves::cmov_rr::<W>)
         };
-        Some(NEEDS)
+        Some(Note::NEEDS)
     }
 
     fn lower_string(&mut self, insn: &Instruction, u: &mut Uop) -> Option<Note> {
@@ -831,7 +803,7 @@ impl Builder<'_> {
         };
         u.aux = kind | size << 4 | repeat << 8;
         u.handler = string::string;
-        Some(NEEDS)
+        Some(Note::NEEDS)
     }
 
     fn lower_simple(&mut self, insn: &Instruction, u: &mut Uop) -> Option<Note> {
@@ -867,7 +839,7 @@ impl Builder<'_> {
             }
             _ => return None,
         };
-        Some(NEEDS)
+        Some(Note::NEEDS)
     }
 }
 
@@ -880,5 +852,5 @@ fn lower_io(insn: &Instruction, u: &mut Uop) -> Option<Note> {
         u.src = 1;
     }
     u.handler = if input { io::input } else { io::output };
-    Some(NEEDS)
+    Some(Note::NEEDS)
 }

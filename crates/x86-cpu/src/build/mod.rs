@@ -2,12 +2,16 @@
 
 mod flow;
 mod integer;
+mod note;
 mod operand;
 mod select;
 
-use alloc::vec::Vec;
+pub(crate) use note::Note;
 
-use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
+use alloc::vec::Vec;
+use core::mem::MaybeUninit;
+
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, FlowControl, IcedError, Instruction};
 
 use crate::{
     cache::{Block, CodeCache},
@@ -16,7 +20,7 @@ use crate::{
     ops::{self, branch, generic},
     state::{Cpu, mode},
     sys,
-    uop::{Handler, Uop},
+    uop::Uop,
     vector as native,
 };
 
@@ -28,39 +32,22 @@ const WINDOW: usize = 256;
 /// The longest instruction.
 const MAX_LENGTH: usize = 15;
 
-/// What is known of a micro-operation for the pass over flags, and for fusing.
-#[derive(Clone, Copy, Default)]
-struct Note {
-    /// Every arithmetic flag is overwritten.
-    kills_flags: bool,
-    /// Arithmetic flags are read, or the block may be left here, so that they
-    /// must be right.
-    needs_flags: bool,
-    /// The handler to use where nobody reads the flags.
-    plain: Option<Handler>,
-    /// What a following Jcc may be fused with.
-    compare: Option<select::Compare>,
-}
-
 /// A block in the making.
 struct Builder<'a> {
     cpu: &'a mut Cpu,
     cache: &'a mut CodeCache,
     mode: u32,
-    /// Micro-operations so far, with what is known of them.
-    uops: Vec<Uop>,
+    /// What is known of the micro-operations so far.
     notes: Vec<Note>,
     /// Instructions so far.
     count: usize,
     targets: [i64; 2],
 }
 
-/// Room that block building uses again and again.
-#[derive(Default)]
-pub(crate) struct Scratch {
-    uops: Vec<Uop>,
-    notes: Vec<Note>,
-}
+/// Room for the micro-operations of a block: one for each instruction, and a
+/// terminator. They are written where they stay: filled in by small stores, they
+/// would be slow to copy by wide loads right after.
+pub(crate) type Uops = [MaybeUninit<Uop>; MAX_INSTRUCTIONS + 1];
 
 /// What follows an instruction that was lowered.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -84,21 +71,18 @@ pub(crate) fn build(
 ) -> Result<*const Block, Fault> {
     let offset = (gpa & 0xfff) as usize;
     let in_page = (4096 - offset).min(WINDOW);
-    let mut window = [0u8; WINDOW + MAX_LENGTH];
+    let mut window = [const { MaybeUninit::uninit() }; WINDOW];
     announce(cpu, gpa, in_page);
-    read_code(cpu, gpa, &mut window[..in_page])?;
+    let window = read_code(cpu, gpa, &mut window[..in_page])?;
     let bits = bitness(mode);
-    let Scratch {
-        mut uops,
-        mut notes,
-    } = core::mem::take(&mut cache.scratch);
-    uops.clear();
+    // SAFETY: the room is this block's until `insert`, and needs no initialisation.
+    let uops = unsafe { &mut *cache.reserve(cpu.env()) };
+    let mut notes = core::mem::take(&mut cache.notes);
     notes.clear();
     let mut b = Builder {
         cpu,
         cache,
         mode,
-        uops,
         notes,
         count: 0,
         targets: [0; 2],
@@ -112,7 +96,10 @@ pub(crate) fn build(
     let mut insn = Instruction::default();
     let mut at = 0;
     let mut ended = false;
-    let mut decoder = decoder(bits, &window[..in_page], offset);
+    let mut decoder = decoder(bits, window, offset);
+    let Ok(decoder) = &mut decoder else {
+        return Err(Fault::Internal("the decoder knows 16, 32 and 64 bits"));
+    };
     while b.count < most {
         decoder.decode_out(&mut insn);
         let error = decoder.last_error();
@@ -125,19 +112,17 @@ pub(crate) fn build(
                 let next = b.cpu.wrap_linear((address & !0xfff).wrapping_add(0x1000));
                 let gpa2 = exec::fetch(b.cpu, b.cache, next)?;
                 announce(b.cpu, gpa2 & !0xfff, MAX_LENGTH);
-                let mut tail = [0; MAX_LENGTH];
-                read_code(b.cpu, gpa2 & !0xfff, &mut tail)?;
-                window[in_page..in_page + MAX_LENGTH].copy_from_slice(&tail);
-                let all = &window[..in_page + MAX_LENGTH];
-                let mut d = self::decoder(bits, all, offset);
+                let mut tail = [const { MaybeUninit::uninit() }; MAX_LENGTH];
+                let tail = read_code(b.cpu, gpa2 & !0xfff, &mut tail)?;
+                let all = [&*window, &*tail].concat();
+                let mut d = Decoder::with_ip(bits, &all, offset as u64, DecoderOptions::NONE);
                 d.decode_out(&mut insn);
                 second_page = Some(gpa2 >> 12);
                 if d.last_error() != DecoderError::None {
-                    let bytes = &window[..in_page + MAX_LENGTH];
-                    b.invalid(bytes, bits, offset);
+                    b.invalid(uops, &all, bits, offset);
                     ended = true;
                 } else {
-                    ended = b.lower(&insn, offset) == After::Ended;
+                    ended = b.lower(uops, &insn, offset) == After::Ended;
                     at = insn.len();
                 }
                 break;
@@ -145,52 +130,31 @@ pub(crate) fn build(
         }
         if error != DecoderError::None {
             if b.count == 0 {
-                b.invalid(&window[at..in_page], bits, offset + at);
+                b.invalid(uops, &window[at..], bits, offset + at);
                 ended = true;
             }
             break;
         }
         let start = offset + at;
         at += insn.len();
-        if b.lower(&insn, start) == After::Ended {
+        if b.lower(uops, &insn, start) == After::Ended {
             ended = true;
             break;
         }
     }
     if !ended {
-        b.finish(offset + at);
+        b.finish(uops, offset + at);
     }
-    b.settle_flags();
-    let mut block = Block::new(gpa, mode);
+    b.settle(uops);
+    let mut block = Block::new(gpa, mode, second_page);
     block.targets = b.targets;
     block.count = b.count as u16;
     block.len = at.max(1) as u16;
-    block.second_page = second_page;
-    let (count, mut uops, notes) = (b.count, b.uops, b.notes);
-    for u in &mut uops {
-        // Lowering counts instructions up; handlers want those still to come.
-        u.left = (count as u8).saturating_sub(u.left);
-    }
-    let built = cache.insert(block, &uops);
-    cache.scratch = Scratch { uops, notes };
+    let notes = b.notes;
+    let built = cache.insert(block, notes.len());
+    cache.notes = notes;
     Ok(built)
 }
-
-const EMPTY: Uop = Uop {
-    handler: branch::fall,
-    imm: 0,
-    disp: 0,
-    off: 0,
-    aux: 0,
-    len: 0,
-    left: 0,
-    dst: 0,
-    src: 0,
-    base: 0,
-    index: 0,
-    scale: 0,
-    seg: 0,
-};
 
 fn bitness(mode: u32) -> u32 {
     if mode & mode::CODE64 != 0 {
@@ -202,8 +166,9 @@ fn bitness(mode: u32) -> u32 {
     }
 }
 
-fn decoder(bits: u32, data: &[u8], offset: usize) -> Decoder<'_> {
-    Decoder::with_ip(bits, data, offset as u64, DecoderOptions::NONE)
+/// A decoder, to be used where it is: it is large.
+fn decoder(bits: u32, data: &[u8], offset: usize) -> Result<Decoder<'_>, IcedError> {
+    Decoder::try_with_ip(bits, data, offset as u64, DecoderOptions::NONE)
 }
 
 /// Tells the engine which 64-byte granules are about to be decoded.
@@ -218,21 +183,39 @@ fn announce(cpu: &mut Cpu, gpa: u64, len: usize) {
 
 /// Copies code from guest memory. Code outside of memory reads as ones, like
 /// any unclaimed address.
-fn read_code(cpu: &mut Cpu, gpa: u64, out: &mut [u8]) -> Result<(), Fault> {
+fn read_code<'a>(
+    cpu: &mut Cpu,
+    gpa: u64,
+    out: &'a mut [MaybeUninit<u8>],
+) -> Result<&'a [u8], Fault> {
+    let offset = (gpa & 0xfff) as usize;
+    debug_assert!(offset + out.len() <= 4096);
     let Some(page) = cpu.env().host_page(gpa >> 12) else {
+        out.fill(MaybeUninit::new(0));
+        // SAFETY: just filled.
+        let out = unsafe { out.assume_init_mut() };
         for (i, chunk) in out.chunks_mut(8).enumerate() {
             cpu.device_read(false, gpa + 8 * i as u64, chunk)?;
         }
-        return Ok(());
+        return Ok(out);
     };
-    let offset = (gpa & 0xfff) as usize;
-    debug_assert!(offset + out.len() <= 4096);
-    // SAFETY: a host page is 4096 bytes, and the range stays inside it.
+    let (chunks, tail) = out.as_chunks_mut::<16>();
+    let tail_at = chunks.len() * 16;
+    // SAFETY: a host page is 4096 bytes, and the range stays inside it. Other
+    // vCPUs may store there meanwhile, hence the assembly. Every byte of `out`
+    // is written.
     unsafe {
-        core::arch::asm!("rep movsb", inout("rcx") out.len() => _, inout("rdi") out.as_mut_ptr() => _,
-            inout("rsi") page.host.add(offset) => _, options(nostack, preserves_flags));
+        let from = page.host.add(offset);
+        for (i, chunk) in chunks.iter_mut().enumerate() {
+            core::arch::asm!("movdqu {x}, [{from}]", "movdqu [{to}], {x}",
+                x = out(xmm_reg) _, from = in(reg) from.add(16 * i), to = in(reg) chunk.as_mut_ptr(),
+                options(nostack, preserves_flags));
+        }
+        for (i, byte) in tail.iter_mut().enumerate() {
+            byte.write(from.add(tail_at + i).read_volatile());
+        }
+        Ok(out.assume_init_ref())
     }
-    Ok(())
 }
 
 impl Builder<'_> {
@@ -245,49 +228,55 @@ impl Builder<'_> {
         self.mode & (mode::STEP | mode::ALIGN) != 0
     }
 
-    /// Appends a micro-operation of the present instruction.
-    fn push(&mut self, u: Uop, note: Note) {
-        self.uops.push(Uop {
-            left: self.count as u8,
-            ..u
-        });
+    /// The next micro-operation, for the instruction of `len` bytes at page
+    /// offset `start`, and the one before it.
+    fn next<'a>(
+        &self,
+        uops: &'a mut Uops,
+        start: usize,
+        len: usize,
+    ) -> (&'a mut Uop, Option<&'a mut Uop>) {
+        let (before, rest) = uops.split_at_mut(self.notes.len());
+        let at = rest[0].as_mut_ptr();
+        // SAFETY: zero is a value of every field but the handler, which is
+        // written before anybody looks.
+        let u = unsafe {
+            at.write_bytes(0, 1);
+            (&raw mut (*at).handler).write(branch::fall);
+            &mut *at
+        };
+        u.off = start as u16;
+        u.len = len as u8;
+        u.left = self.count as u8;
+        // SAFETY: each one before was written here.
+        let previous = before.last_mut().map(|u| unsafe { u.assume_init_mut() });
+        (u, previous)
+    }
+
+    /// The micro-operation that [`Self::next`] gave is complete.
+    fn keep(&mut self, note: Note) {
         self.notes.push(note);
     }
 
-    /// A micro-operation for `insn` at page offset `start` with nothing in it yet.
-    fn blank(insn: &Instruction, start: usize) -> Uop {
-        Uop {
-            off: start as u16,
-            len: insn.len() as u8,
-            ..EMPTY
-        }
-    }
-
-    fn lower(&mut self, insn: &Instruction, start: usize) -> After {
+    fn lower(&mut self, uops: &mut Uops, insn: &Instruction, start: usize) -> After {
         self.count += 1;
-        let mut u = Self::blank(insn, start);
+        let (u, previous) = self.next(uops, start, insn.len());
         let permitted = self.cpu.vector.permits(insn.code());
-        if permitted && let Some(after) = self.lower_flow(insn, &mut u) {
+        if permitted && let Some(after) = self.lower_flow(insn, u, previous) {
             return after;
         }
-        if permitted && let Some(note) = self.lower_integer(insn, &mut u) {
-            self.push(u, note);
+        if permitted && let Some(note) = self.lower_integer(insn, u) {
+            self.keep(note);
             return After::Continue;
         }
         if permitted && sys::handles(insn.code()) {
             u.imm = self.cache.keep_instruction(insn);
             u.handler = generic::system;
-            self.push(
-                u,
-                Note {
-                    needs_flags: true,
-                    ..Note::default()
-                },
-            );
+            self.keep(Note::NEEDS);
             if insn.flow_control() == FlowControl::Next {
                 return After::Continue;
             }
-            self.finish(start + insn.len());
+            self.finish(uops, start + insn.len());
             return After::Ended;
         }
         match native::plan(self.cpu, insn) {
@@ -297,12 +286,12 @@ impl Builder<'_> {
         }
     }
 
-    fn lower_native(&mut self, insn: &Instruction, op: native::Op, mut u: Uop) -> After {
+    fn lower_native(&mut self, insn: &Instruction, op: native::Op, u: &mut Uop) -> After {
         u.handler = match op.memory {
             _ if !op.direct || self.careful() => ops::native::slow,
             None => ops::native::registers,
             Some(m) if m.locked => ops::native::slow,
-            Some(_) => match self.memory(insn, &mut u) {
+            Some(_) => match self.memory(insn, u) {
                 Some(p) if !p.slow => match p.form {
                     0 => ops::native::memory::<0>,
                     1 => ops::native::memory::<1>,
@@ -314,80 +303,59 @@ impl Builder<'_> {
         u.imm = self
             .cache
             .keep_native(ops::native::Native { insn: *insn, op });
-        self.push(
-            u,
-            Note {
-                needs_flags: true,
-                ..Note::default()
-            },
-        );
+        self.keep(Note::NEEDS);
         After::Continue
     }
 
     /// A micro-operation that raises an exception without error code, or with
     /// error code 0.
-    fn raise(&mut self, mut u: Uop, vector: u8, with_error: bool) -> After {
+    fn raise(&mut self, u: &mut Uop, vector: u8, with_error: bool) -> After {
         u.handler = generic::raise;
         u.aux = u16::from(vector);
         u.imm = u64::from(with_error);
-        self.push(
-            u,
-            Note {
-                needs_flags: true,
-                ..Note::default()
-            },
-        );
+        self.keep(Note::NEEDS);
         After::Ended
     }
 
     /// Bytes that decode to nothing: #UD, or #GP for an instruction that is too
     /// long.
-    fn invalid(&mut self, bytes: &[u8], bits: u32, start: usize) {
+    fn invalid(&mut self, uops: &mut Uops, bytes: &[u8], bits: u32, start: usize) {
         self.count += 1;
         let too_long = is_too_long(bytes, bits);
-        let u = Uop {
-            off: start as u16,
-            len: 1,
-            ..EMPTY
-        };
+        let (u, _) = self.next(uops, start, 1);
         let v = if too_long { vector::GP } else { vector::UD };
         self.raise(u, v, too_long);
     }
 
     /// Ends a block that goes on at page offset `next`.
-    fn finish(&mut self, next: usize) {
+    fn finish(&mut self, uops: &mut Uops, next: usize) {
         self.targets[0] = next as i64;
-        let handler = if self.is64() {
+        let (u, _) = self.next(uops, next, 0);
+        u.handler = if self.is64() {
             branch::fall
         } else {
             generic::end
         };
-        let u = Uop {
-            handler,
-            off: next as u16,
-            ..EMPTY
-        };
-        let handler_needs = Note {
-            needs_flags: true,
-            ..Note::default()
-        };
-        self.push(u, handler_needs);
+        self.keep(Note::NEEDS);
     }
 
     /// Where flags are overwritten before anybody can see them, takes handlers
-    /// that do not compute them.
-    fn settle_flags(&mut self) {
+    /// that do not compute them; counts the instructions still to come.
+    fn settle(&self, uops: &mut Uops) {
         let mut live = true;
-        for (u, note) in self.uops.iter_mut().zip(&self.notes).rev() {
-            if !live && let Some(plain) = note.plain {
+        // SAFETY: as many were written as there are notes.
+        let uops = unsafe { uops[..self.notes.len()].assume_init_mut() };
+        for (u, note) in uops.iter_mut().zip(&self.notes).rev() {
+            if !live && let Some(plain) = note.plain() {
                 u.handler = plain;
             }
-            if note.kills_flags {
+            if note.kills_flags() {
                 live = false;
             }
-            if note.needs_flags {
+            if note.needs_flags() {
                 live = true;
             }
+            u.left = (self.count as u8).saturating_sub(u.left);
         }
     }
 }
@@ -406,7 +374,7 @@ fn is_too_long(bytes: &[u8], bits: u32) -> bool {
         return true;
     }
     for drop in 1..=prefixes {
-        let mut d = decoder(bits, &bytes[drop..], 0);
+        let mut d = Decoder::new(bits, &bytes[drop..], DecoderOptions::NONE);
         let insn = d.decode();
         if d.last_error() == DecoderError::None {
             return insn.len() + drop > MAX_LENGTH;

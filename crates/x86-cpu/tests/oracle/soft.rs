@@ -219,7 +219,7 @@ pub(crate) fn save(cpu: &Cpu) -> State {
 }
 
 thread_local! {
-    static CACHE: RefCell<CodeCache> = RefCell::new(CodeCache::new(1 << 16));
+    static CACHE: RefCell<CodeCache> = RefCell::new(CodeCache::new(2 << 20));
 }
 
 /// Runs the instruction at the address of the code the whole way.

@@ -2,18 +2,27 @@
 //! physical address and mode, so that every linear mapping of a page shares
 //! them.
 
+mod arena;
+
 use alloc::{boxed::Box, collections::BTreeMap, vec, vec::Vec};
 
 use iced_x86::Instruction;
 
-use crate::{build::Scratch, ops::native::Native, state::Cpu, uop::Uop};
+use crate::{
+    build::{Note, Uops},
+    env::Env,
+    ops::native::Native,
+    state::Cpu,
+    uop::Uop,
+};
 
-/// A run of instructions with one entry, inside one page.
-#[derive(Debug)]
-#[repr(C)]
+use arena::Arena;
+
+/// A run of instructions with one entry, inside one page. Its micro-operations,
+/// the last of which is a terminator, follow it in memory.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(32))]
 pub struct Block {
-    /// Micro-operations; the last one is a terminator.
-    pub uops: *const Uop,
     /// Successors in the same page, or null: not taken, taken.
     pub links: [*const Block; 2],
     /// Where the successors start, relative to [`crate::state::reg::PAGE_RIP`].
@@ -26,26 +35,26 @@ pub struct Block {
     pub count: u16,
     /// Length of the code in bytes.
     pub len: u16,
-    /// The first instruction reaches into this other guest page.
-    pub second_page: Option<u64>,
-    /// Next block of the page with the same hash.
-    next: u32,
+    /// The first instruction reaches into this other guest page, unless it is
+    /// [`NO_PAGE`].
+    second_page: u64,
+    /// Next block of the page with the same hash, or null.
+    next: *const Block,
 }
 
+/// No page has this number.
+const NO_PAGE: u64 = u64::MAX;
+const NOTHING_RECENT: (u64, *mut [*const Block; HEADS]) = (NO_PAGE, core::ptr::null_mut());
+
 /// Blocks of one guest physical page.
-#[allow(
-    clippy::vec_box,
-    reason = "blocks point at each other and must not move"
-)]
 struct Page {
-    heads: Box<[u32; HEADS]>,
-    blocks: Vec<Box<Block>>,
+    /// The first block of each hash, among the operands.
+    heads: *mut [*const Block; HEADS],
     /// Pages whose last instruction reaches into this one.
     straddlers: Vec<u64>,
 }
 
 const HEADS: usize = 64;
-const NONE: u32 = u32::MAX;
 
 /// An entry of the jump cache: linear address of an instruction to its block.
 #[derive(Clone, Copy)]
@@ -67,24 +76,22 @@ struct Fetch {
 
 const JUMPS: usize = 8192;
 const FETCHES: usize = 512;
-const CHUNK: usize = 32 * 1024;
 
 /// The code cache of one vCPU.
-#[allow(
-    clippy::vec_box,
-    reason = "micro-operations point at them: they must not move"
-)]
 pub struct CodeCache {
     pages: BTreeMap<u64, Page>,
+    /// The page looked at last, as most blocks lead to others of their page:
+    /// its number and [`Page::heads`].
+    recent: (u64, *mut [*const Block; HEADS]),
     jumps: Box<[Jump]>,
     fetches: Box<[Fetch]>,
-    chunks: Vec<Vec<Uop>>,
-    insns: Vec<Box<Instruction>>,
-    natives: Vec<Box<Native>>,
-    uops_used: usize,
+    /// Blocks, each with its micro-operations.
+    blocks: Arena,
+    /// What micro-operations point at.
+    operands: Arena,
     /// The block builder's.
-    pub(crate) scratch: Scratch,
-    /// Most micro-operations kept before everything is thrown away.
+    pub(crate) notes: Vec<Note>,
+    /// Bytes kept before everything is thrown away.
     limit: usize,
     /// Counters.
     pub stats: CacheStats,
@@ -105,7 +112,7 @@ pub struct CacheStats {
 }
 
 impl CodeCache {
-    /// An empty cache that keeps at most `limit` micro-operations.
+    /// An empty cache that keeps about `limit` bytes of decoded code.
     pub fn new(limit: usize) -> Self {
         let jump = Jump {
             address: 0,
@@ -121,13 +128,12 @@ impl CodeCache {
         };
         Self {
             pages: BTreeMap::new(),
+            recent: NOTHING_RECENT,
             jumps: vec![jump; JUMPS].into(),
             fetches: vec![fetch; FETCHES].into(),
-            chunks: Vec::new(),
-            insns: Vec::new(),
-            natives: Vec::new(),
-            uops_used: 0,
-            scratch: Scratch::default(),
+            blocks: Arena::new(),
+            operands: Arena::new(),
+            notes: Vec::new(),
             limit,
             stats: CacheStats::default(),
         }
@@ -136,10 +142,9 @@ impl CodeCache {
     /// Throws everything away. No block may be running.
     pub fn flush(&mut self, cpu: &mut Cpu) {
         self.pages.clear();
-        self.chunks.clear();
-        self.insns.clear();
-        self.natives.clear();
-        self.uops_used = 0;
+        self.recent = NOTHING_RECENT;
+        self.blocks.clear();
+        self.operands.clear();
         cpu.code_generation += 1;
         self.stats.flushes += 1;
     }
@@ -148,6 +153,7 @@ impl CodeCache {
     /// memory stays valid until the next flush.
     pub fn invalidate(&mut self, cpu: &mut Cpu, page: u64) {
         if let Some(p) = self.pages.remove(&page) {
+            self.recent = NOTHING_RECENT;
             self.stats.invalidations += 1;
             cpu.code_generation += 1;
             for s in p.straddlers {
@@ -158,14 +164,9 @@ impl CodeCache {
 
     /// Bytes of host memory that the cache holds, about.
     pub fn memory(&self) -> usize {
-        self.chunks.len() * CHUNK * size_of::<Uop>()
-            + self.insns.len() * size_of::<Instruction>()
-            + self.natives.len() * size_of::<Native>()
-            + self
-                .pages
-                .values()
-                .map(|p| p.blocks.len() * size_of::<Block>() + 512)
-                .sum::<usize>()
+        self.blocks.memory()
+            + self.operands.memory()
+            + self.pages.len() * (size_of::<Page>() + size_of::<u64>())
     }
 
     #[inline]
@@ -216,72 +217,78 @@ impl CodeCache {
     /// The block that starts at `gpa` under `mode`, if it was built.
     pub(crate) fn find(&mut self, gpa: u64, mode: u32) -> Option<*const Block> {
         self.stats.lookups += 1;
-        let page = self.pages.get(&(gpa >> 12))?;
-        let mut i = page.heads[Self::hash(gpa, mode)];
-        while i != NONE {
-            let b = &page.blocks[i as usize];
+        let number = gpa >> 12;
+        if self.recent.0 != number {
+            self.recent = (number, self.pages.get(&number)?.heads);
+        }
+        // SAFETY: heads of a page of this cache, not yet flushed.
+        let mut at = unsafe { (*self.recent.1)[Self::hash(gpa, mode)] };
+        while !at.is_null() {
+            // SAFETY: a block of this cache, not yet flushed.
+            let b = unsafe { &*at };
             if b.gpa == gpa && b.mode == mode {
-                return Some(&raw const **b);
+                return Some(at);
             }
-            i = b.next;
+            at = b.next;
         }
         None
     }
 
     /// Whether the cache should be flushed before the next block is built.
     pub(crate) fn full(&self) -> bool {
-        self.uops_used >= self.limit
+        self.blocks.taken() + self.operands.taken() >= self.limit
     }
 
-    /// Keeps a block: its micro-operations, and the instructions that some of
-    /// them point to are already in [`Self::keep_instruction`].
-    pub(crate) fn insert(&mut self, mut block: Block, uops: &[Uop]) -> *const Block {
-        block.uops = self.keep_uops(uops);
+    /// Room for the micro-operations of the next block, of which
+    /// [`Self::insert`] keeps as many as it needs.
+    pub(crate) fn reserve(&mut self, env: &mut dyn Env) -> *mut Uops {
+        self.blocks.prepare(|at, len| env.populate(at, len));
+        let at = self
+            .blocks
+            .reserve::<Uop>(HEADER + size_of::<Uops>() / size_of::<Uop>());
+        at.wrapping_add(HEADER).cast()
+    }
+
+    /// Keeps a block whose `uops` first micro-operations are in the room that
+    /// was reserved; what some of them point to is already kept.
+    pub(crate) fn insert(&mut self, mut block: Block, uops: usize) -> *const Block {
         self.stats.blocks_built += 1;
         self.stats.instructions_decoded += u64::from(block.count);
         let (number, hash) = (block.gpa >> 12, Self::hash(block.gpa, block.mode));
-        let second = block.second_page;
-        let page = self.pages.entry(number).or_insert_with(Page::new);
-        block.next = page.heads[hash];
-        page.heads[hash] = page.blocks.len() as u32;
-        page.blocks.push(Box::new(block));
-        let b = &raw const **page.blocks.last().expect("just pushed");
-        if let Some(second) = second {
-            self.pages
-                .entry(second)
-                .or_insert_with(Page::new)
-                .straddlers
-                .push(number);
+        if self.recent.0 != number {
+            self.recent = (number, self.page(number).heads);
         }
-        b
+        let at = self.blocks.take::<Uop>(HEADER + uops).cast::<Block>();
+        // SAFETY: heads of a page of this cache; room for the block, aligned for
+        // it.
+        unsafe {
+            let head = &mut (*self.recent.1)[hash];
+            block.next = *head;
+            *head = at;
+            at.write(block);
+        }
+        if block.second_page != NO_PAGE {
+            self.page(block.second_page).straddlers.push(number);
+        }
+        at
     }
 
-    fn keep_uops(&mut self, uops: &[Uop]) -> *const Uop {
-        let fits = self
-            .chunks
-            .last()
-            .is_some_and(|c| c.len() + uops.len() <= CHUNK);
-        if !fits {
-            self.chunks.push(Vec::with_capacity(CHUNK));
-        }
-        self.uops_used += uops.len();
-        let chunk = self.chunks.last_mut().expect("there is one");
-        let at = chunk.len();
-        // Never grows past its capacity, so pointers into it stay valid.
-        chunk.extend_from_slice(uops);
-        chunk[at..].as_ptr()
+    fn page(&mut self, number: u64) -> &mut Page {
+        let operands = &mut self.operands;
+        self.pages.entry(number).or_insert_with(|| Page {
+            heads: operands.keep([core::ptr::null(); HEADS]),
+            straddlers: Vec::new(),
+        })
     }
 
     /// Keeps a decoded instruction until the next flush.
     pub(crate) fn keep_instruction(&mut self, insn: &Instruction) -> u64 {
-        self.insns.push(Box::new(*insn));
-        &raw const **self.insns.last().expect("just pushed") as u64
+        self.operands.keep(*insn) as u64
     }
 
     /// Keeps a natively executed instruction until the next flush.
     pub(crate) fn keep_native(&mut self, native: Native) -> u64 {
-        self.natives.push(Box::new(native));
-        &raw const **self.natives.last().expect("just pushed") as u64
+        self.operands.keep(native) as u64
     }
 
     /// Links `from`'s successor `which` to `to` if both are in one page.
@@ -290,35 +297,39 @@ impl CodeCache {
         // reference to them.
         unsafe {
             let (f, t) = (from.cast_mut(), &*to);
-            if (*f).gpa >> 12 == t.gpa >> 12 && (*f).mode == t.mode && t.second_page.is_none() {
+            if (*f).gpa >> 12 == t.gpa >> 12 && (*f).mode == t.mode && t.second_page == NO_PAGE {
                 (*f).links[which] = to;
             }
         }
     }
 }
 
-impl Page {
-    fn new() -> Self {
-        Self {
-            heads: Box::new([NONE; HEADS]),
-            blocks: Vec::new(),
-            straddlers: Vec::new(),
-        }
-    }
-}
-
 impl Block {
-    pub(crate) fn new(gpa: u64, mode: u32) -> Self {
+    pub(crate) fn new(gpa: u64, mode: u32, second_page: Option<u64>) -> Self {
         Self {
-            uops: core::ptr::null(),
             links: [core::ptr::null(); 2],
             targets: [0; 2],
             gpa,
             mode,
             count: 0,
             len: 0,
-            second_page: None,
-            next: NONE,
+            second_page: second_page.unwrap_or(NO_PAGE),
+            next: core::ptr::null(),
         }
     }
+
+    /// The other guest page that the first instruction reaches into.
+    pub(crate) fn second_page(&self) -> Option<u64> {
+        (self.second_page != NO_PAGE).then_some(self.second_page)
+    }
+
+    /// The micro-operations of a block.
+    #[inline(always)]
+    pub(crate) fn uops(block: *const Block) -> *const Uop {
+        block.wrapping_add(1).cast()
+    }
 }
+
+/// Size of a block without its micro-operations, in those.
+const HEADER: usize = size_of::<Block>() / size_of::<Uop>();
+const _: () = assert!(size_of::<Block>() % size_of::<Uop>() == 0);
