@@ -21,6 +21,8 @@ use crate::{
 const APIC_ENABLED: u64 = 1 << 11;
 /// CPUID.1:EDX bit that mirrors it (Intel SDM Vol. 3 §12.4.3).
 const CPUID_APIC: u32 = 1 << 9;
+/// Bytes of a huge page.
+const HUGE_PAGE: usize = 2 << 20;
 /// PAUSE instructions before the thread gives way: on a host with fewer free
 /// cores than vCPUs, the vCPU that is waited for may need this one's.
 const PAUSES: u32 = 64;
@@ -233,9 +235,14 @@ impl Env for VcpuEnv {
     }
 
     fn populate(&mut self, at: *mut u8, len: usize) {
-        // SAFETY: the engine owns these pages; populating them changes no byte.
-        // An old host refuses, and they come in one by one.
-        let _ = unsafe { madvise(at.cast(), len, Advice::LinuxPopulateWrite) };
+        // SAFETY: the engine owns these pages, and neither call changes a byte.
+        // Where the host refuses, pages are small and come in one by one.
+        unsafe {
+            if len >= HUGE_PAGE {
+                let _ = madvise(at.cast(), len, Advice::LinuxHugepage);
+            }
+            let _ = madvise(at.cast(), len, Advice::LinuxPopulateWrite);
+        }
     }
 
     fn mmio_read(&mut self, gpa: u64, data: &mut [u8]) -> IoOutcome {

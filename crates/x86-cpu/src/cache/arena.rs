@@ -5,20 +5,20 @@ use alloc::{
     alloc::{Layout, alloc, dealloc, handle_alloc_error},
     vec::Vec,
 };
-use core::{arch::asm, ptr::NonNull};
+use core::ptr::NonNull;
 
 /// Every object starts at a multiple of this.
 const ALIGN: usize = 32;
-/// Bytes taken from the allocator at a time, and most that one object may take.
-const REGION: usize = 1 << 20;
-/// Bytes asked of the host at a time: taking its pages one fault at a time
-/// costs more than building the blocks that fill them.
+/// Bytes taken from the allocator at a time, and most that one object may take:
+/// a huge page.
+const REGION: usize = 2 << 20;
+/// Bytes of the first region asked of the host at a time: taking its pages one
+/// fault at a time costs more than building the blocks that fill them. Later
+/// regions are asked for whole; what runs that much code gains by huge pages.
 const STEP: usize = 64 << 10;
 /// Bytes that [`Arena::prepare`] has ready.
 const AHEAD: usize = 16 << 10;
-/// Bytes that most blocks fit in.
-const PREFETCH: usize = 384;
-const LAYOUT: Layout = match Layout::from_size_align(REGION, 4096) {
+const LAYOUT: Layout = match Layout::from_size_align(REGION, REGION) {
     Ok(layout) => layout,
     Err(_) => panic!("both are powers of two"),
 };
@@ -63,28 +63,24 @@ impl Arena {
         self.used = 0;
     }
 
-    /// Starts to bring the next bytes into the processor's cache, to be there
-    /// when they are written, and has `populate` bring in the next pages, if few
-    /// are left.
+    /// Has `populate` bring in the next pages, if few are left.
     pub(super) fn prepare(&mut self, populate: impl FnOnce(*mut u8, usize)) {
-        if self.regions.is_empty() {
+        if self.used + AHEAD > REGION {
+            // Before anything touches the next region, so that it can be a huge
+            // page.
+            self.current += 1;
+            self.used = 0;
+        }
+        if self.current == self.regions.len() {
             self.regions.push(Region::new());
         }
+        let step = if self.current == 0 { STEP } else { REGION };
         let region = &mut self.regions[self.current];
         if region.ready < REGION && self.used + AHEAD > region.ready {
-            // SAFETY: `ready` is a multiple of STEP below REGION.
-            populate(unsafe { region.start.as_ptr().add(region.ready) }, STEP);
-            region.ready += STEP;
-        }
-        for ahead in (0..PREFETCH).step_by(64) {
-            let at = region
-                .start
-                .as_ptr()
-                .wrapping_add(self.used + PREFETCH + ahead);
-            // SAFETY: a hint, which reads and writes nothing at any address.
-            unsafe {
-                asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly));
-            }
+            let len = step.min(REGION - region.ready);
+            // SAFETY: `ready` is at most REGION.
+            populate(unsafe { region.start.as_ptr().add(region.ready) }, len);
+            region.ready += len;
         }
     }
 
@@ -193,11 +189,15 @@ mod tests {
         let mut arena = Arena::new();
         let mut asked = 0;
         for _ in 0..REGION / 64 {
-            arena.prepare(|_, n| asked += n);
+            arena.prepare(|at, n| {
+                assert_eq!(at as usize % n, 0);
+                asked += n;
+            });
             arena.take::<u8>(64);
-            assert!(asked >= arena.used);
+            assert!(asked >= arena.taken());
         }
-        assert_eq!(asked, REGION);
+        assert_eq!(asked, 2 * REGION);
+        assert_eq!(arena.memory(), 2 * REGION);
         arena.clear();
         arena.prepare(|_, _| panic!("they are there"));
     }
