@@ -16,7 +16,7 @@ use crate::{
     clock,
     exec_memory::ExecMemory,
     hypervisor::MAX_VCPUS,
-    shared::{MemoryMap, Shared},
+    shared::{DeviceWrites, MemoryMap, Shared},
     timer,
     vcpu::SoftVcpu,
 };
@@ -56,6 +56,7 @@ impl SoftPartition {
             thunks,
             phys_bits,
         ));
+        watch(&shared, &shared.memory.load().memory);
         timer::spawn(&shared).map_err(|e| HypervisorError::Host {
             what: "starting the timer thread",
             reason: e.to_string(),
@@ -69,6 +70,11 @@ impl SoftPartition {
     fn only_vtl0(vtl: Vtl) -> bool {
         vtl == Vtl::VTL0
     }
+}
+
+/// Devices' writes to `memory` reach `shared`.
+fn watch(shared: &Arc<Shared>, memory: &GuestMemory) {
+    memory.watch_writes(Arc::new(DeviceWrites(Arc::downgrade(shared))));
 }
 
 impl Drop for SoftPartition {
@@ -103,6 +109,7 @@ impl Partition for SoftPartition {
             ));
         }
         let code = crate::code_map::CodeMap::new(&memory);
+        watch(&self.shared, &memory);
         self.shared
             .memory
             .store(Arc::new(MemoryMap { memory, code }));

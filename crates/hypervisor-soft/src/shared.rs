@@ -1,14 +1,14 @@
 //! What all threads of a partition share.
 
 use std::sync::{
-    Arc,
+    Arc, Weak,
     atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
 };
 
 use arc_swap::ArcSwap;
 use caisson_hypervisor::x86::CpuidTable;
 use caisson_lapic::{ApicBus, Message};
-use caisson_memory::{Gpa, GuestMemory};
+use caisson_memory::{Gpa, GuestMemory, WriteWatch};
 use caisson_x86_cpu::state::request;
 use parking_lot::{Condvar, Mutex};
 
@@ -137,6 +137,18 @@ pub(crate) struct Shared {
     dropping: AtomicUsize,
 }
 
+/// Listens to what devices write. The memory outlives the partition, and the
+/// partition holds the memory: hence weak.
+pub(crate) struct DeviceWrites(pub(crate) Weak<Shared>);
+
+impl WriteWatch for DeviceWrites {
+    fn written(&self, gpa: Gpa, len: u64) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.written_by_device(gpa, len);
+        }
+    }
+}
+
 impl Shared {
     pub(crate) fn new(
         memory: GuestMemory,
@@ -186,6 +198,17 @@ impl Shared {
             self.invalidate(gpa.page());
         }
         hit
+    }
+
+    /// `len` bytes at `gpa` were stored by a device: all pages of a DMA transfer.
+    fn written_by_device(&self, gpa: Gpa, len: u64) {
+        let map = self.memory.load();
+        let (mut at, end) = (gpa.0, gpa.0.saturating_add(len));
+        while at < end {
+            let next = (at | 0xfff).saturating_add(1).min(end);
+            self.written(&map, Gpa(at), next - at);
+            at = next;
+        }
     }
 
     /// vCPU `me` is about to decode `granules` of `page`. Waits until no other

@@ -86,6 +86,16 @@ fn long_mode() -> VcpuState {
 }
 
 fn run(code: &[u8]) -> (u64, Box<dyn Vcpu>) {
+    let (mut v, _) = start(code);
+    let bus = Bus::default();
+    *bus.kick.lock().unwrap() = Some(v.kick_handle());
+    let exit = v.run(&bus);
+    assert_eq!(exit, Exit::Kicked);
+    (bus.value.load(Ordering::SeqCst), v)
+}
+
+/// A vCPU that will execute `code` at 0x8000, and its memory.
+fn start(code: &[u8]) -> (Box<dyn Vcpu>, MemoryView) {
     let m = Mapping::new("guest", 2 << 20, HugePages::Off).unwrap();
     let memory =
         GuestMemory::new(vec![m.region("ram", Gpa(0), 0, 2 << 20, RegionKind::Ram)]).unwrap();
@@ -104,11 +114,7 @@ fn run(code: &[u8]) -> (u64, Box<dyn Vcpu>) {
         .unwrap();
     let mut v = p.create_vcpu(0).unwrap();
     v.set_state(Vtl::VTL0, &long_mode()).unwrap();
-    let bus = Bus::default();
-    *bus.kick.lock().unwrap() = Some(v.kick_handle());
-    let exit = v.run(&bus);
-    assert_eq!(exit, Exit::Kicked);
-    (bus.value.load(Ordering::SeqCst), v)
+    (v, view)
 }
 
 #[test]
@@ -124,6 +130,49 @@ fn loops_and_writes_a_port() {
     let sum = u64::from(n) * (u64::from(n) + 1) / 2;
     assert_eq!(v, sum & 0xffff_ffff);
     assert_eq!(vcpu.stats().instructions, Some(2 + 3 * u64::from(n) + 1));
+}
+
+/// A device that loads other code where the guest just executed some, as a disk
+/// does.
+struct Loader {
+    view: MemoryView,
+    kick: Arc<dyn KickHandle>,
+    values: Mutex<Vec<u8>>,
+}
+
+impl IoBus for Loader {
+    fn read(&self, _: Access, data: &mut [u8]) -> BusAnswer {
+        data.fill(0xff);
+        BusAnswer::Done
+    }
+    fn write(&self, _: Access, data: &[u8]) -> BusAnswer {
+        let mut values = self.values.lock().unwrap();
+        values.push(data[0]);
+        if values.len() == 3 {
+            self.kick.kick();
+        }
+        // The immediate operand of MOV AL.
+        self.view.write(Gpa(0x9001), &[data[0] + 1]).unwrap();
+        BusAnswer::Done
+    }
+    fn eoi(&self, _: Vtl, _: u8) {}
+    fn acknowledge_pic(&self) -> u8 {
+        0
+    }
+}
+
+#[test]
+fn code_that_a_device_writes_is_executed() {
+    // l: call 0x9000; out 0xf4,al; jmp l. At 0x9000: mov al,1; ret.
+    let (mut vcpu, view) = start(&[0xe8, 0xfb, 0x0f, 0, 0, 0xe6, 0xf4, 0xeb, 0xf7]);
+    view.write(Gpa(0x9000), &[0xb0, 1, 0xc3]).unwrap();
+    let bus = Loader {
+        view,
+        kick: vcpu.kick_handle(),
+        values: Mutex::default(),
+    };
+    assert_eq!(vcpu.run(&bus), Exit::Kicked);
+    assert_eq!(*bus.values.lock().unwrap(), [1, 2, 3]);
 }
 
 #[test]

@@ -16,8 +16,10 @@ mod dirty;
 pub mod host;
 mod region;
 mod view;
+mod watch;
 
 pub use address::{Gpa, PAGE_SHIFT, PAGE_SIZE, Vtl};
 pub use dirty::DirtyBitmap;
 pub use region::{GuestMemory, MemoryError, Perms, Region, RegionKind, TableError};
 pub use view::{MemoryView, VtlPermissions};
+pub use watch::WriteWatch;

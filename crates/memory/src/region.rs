@@ -3,7 +3,10 @@
 use alloc::{string::String, sync::Arc, vec::Vec};
 use core::{any::Any, ptr::NonNull};
 
-use crate::{DirtyBitmap, Gpa, PAGE_SIZE};
+use crate::{
+    DirtyBitmap, Gpa, PAGE_SIZE,
+    watch::{Watches, WriteWatch},
+};
 
 bitflags::bitflags! {
     /// What a trust level may do with a page. Execute is split by privilege
@@ -163,6 +166,7 @@ impl Region {
 #[derive(Clone)]
 pub struct GuestMemory {
     regions: Arc<[Region]>,
+    watches: Arc<Watches>,
 }
 
 impl GuestMemory {
@@ -192,7 +196,19 @@ impl GuestMemory {
         }
         Ok(Self {
             regions: regions.into(),
+            watches: Arc::default(),
         })
+    }
+
+    /// Has `watch` told of writes to this table that no vCPU makes, from now on
+    /// and for as long as the table is there.
+    pub fn watch_writes(&self, watch: Arc<dyn WriteWatch>) {
+        self.watches.add(watch);
+    }
+
+    /// Tells the watchers that `len` bytes at `gpa` were written.
+    pub(crate) fn tell_written(&self, gpa: Gpa, len: u64) {
+        self.watches.tell(gpa, len);
     }
 
     /// The regions in address order.

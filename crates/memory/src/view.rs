@@ -16,7 +16,8 @@ pub trait VtlPermissions: Send + Sync {
 
 /// What a device holds to reach guest memory: the region table seen through
 /// one trust level's permissions. Every access is bounds-checked, volatile
-/// (the guest may change the bytes at any time) and notes dirty pages.
+/// (the guest may change the bytes at any time) and notes dirty pages
+/// and tells who watches.
 #[derive(Clone)]
 pub struct MemoryView {
     memory: GuestMemory,
@@ -86,10 +87,11 @@ impl MemoryView {
             // SAFETY: `offset < r.len()`, so the address is inside the region's mapping.
             let host = unsafe { r.host().as_ptr().add(offset as usize) };
             f(r, host, n, at);
-            if wanted.contains(Perms::WRITE)
-                && let Some(d) = r.dirty()
-            {
-                d.mark(offset, n);
+            if wanted.contains(Perms::WRITE) {
+                if let Some(d) = r.dirty() {
+                    d.mark(offset, n);
+                }
+                self.memory.tell_written(here, n);
             }
             at += n;
         }

@@ -114,7 +114,7 @@ pub(crate) fn build(
                 announce(b.cpu, gpa2 & !0xfff, MAX_LENGTH);
                 let mut tail = [const { MaybeUninit::uninit() }; MAX_LENGTH];
                 let tail = read_code(b.cpu, gpa2 & !0xfff, &mut tail)?;
-                let all = [&*window, &*tail].concat();
+                let all = [window, tail].concat();
                 let mut d = Decoder::with_ip(bits, &all, offset as u64, DecoderOptions::NONE);
                 d.decode_out(&mut insn);
                 second_page = Some(gpa2 >> 12);

@@ -40,7 +40,7 @@ impl Note {
 
     /// See [`Self::KILLS`] and [`Self::NEEDS`].
     pub(super) fn new(kills: bool, needs: bool) -> Self {
-        Self::with(u64::from(kills) * KILLS | u64::from(needs) * NEEDS)
+        Self::with((u64::from(kills) * KILLS) | (u64::from(needs) * NEEDS))
     }
 
     /// `plain` is the handler to use where nobody reads the flags.
@@ -56,9 +56,9 @@ impl Note {
             Operands::Memory(form) => 2 + u64::from(form),
         };
         let facts = COMPARES
-            | u64::from(compare.test) * TEST
-            | u64::from(compare.size) << SIZE
-            | operands << OPERANDS;
+            | (u64::from(compare.test) * TEST)
+            | (u64::from(compare.size) << SIZE)
+            | (operands << OPERANDS);
         Self {
             facts: self.facts | facts,
             ..self

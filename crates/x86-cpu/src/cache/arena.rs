@@ -5,7 +5,7 @@ use alloc::{
     alloc::{Layout, alloc, dealloc, handle_alloc_error},
     vec::Vec,
 };
-use core::ptr::NonNull;
+use core::{arch::asm, ptr::NonNull};
 
 /// Every object starts at a multiple of this.
 const ALIGN: usize = 32;
@@ -18,6 +18,8 @@ const REGION: usize = 2 << 20;
 const STEP: usize = 64 << 10;
 /// Bytes that [`Arena::prepare`] has ready.
 const AHEAD: usize = 16 << 10;
+/// Bytes that most blocks fit in.
+const PREFETCH: usize = 384;
 const LAYOUT: Layout = match Layout::from_size_align(REGION, REGION) {
     Ok(layout) => layout,
     Err(_) => panic!("both are powers of two"),
@@ -63,7 +65,9 @@ impl Arena {
         self.used = 0;
     }
 
-    /// Has `populate` bring in the next pages, if few are left.
+    /// Starts to bring the next bytes into the processor's cache, to be there
+    /// when they are written, and has `populate` bring in the next pages, if few
+    /// are left.
     pub(super) fn prepare(&mut self, populate: impl FnOnce(*mut u8, usize)) {
         if self.used + AHEAD > REGION {
             // Before anything touches the next region, so that it can be a huge
@@ -81,6 +85,16 @@ impl Arena {
             // SAFETY: `ready` is at most REGION.
             populate(unsafe { region.start.as_ptr().add(region.ready) }, len);
             region.ready += len;
+        }
+        for ahead in (0..PREFETCH).step_by(64) {
+            let at = region
+                .start
+                .as_ptr()
+                .wrapping_add(self.used + PREFETCH + ahead);
+            // SAFETY: a hint, which reads and writes nothing at any address.
+            unsafe {
+                asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly));
+            }
         }
     }
 

@@ -332,4 +332,4 @@ impl Block {
 
 /// Size of a block without its micro-operations, in those.
 const HEADER: usize = size_of::<Block>() / size_of::<Uop>();
-const _: () = assert!(size_of::<Block>() % size_of::<Uop>() == 0);
+const _: () = assert!(HEADER * size_of::<Uop>() == size_of::<Block>());

@@ -40,6 +40,7 @@ pub unsafe extern "sysv64" fn system(cpu: *mut Cpu, u: *const Uop) -> u32 {
             }
             Ok(Flow::Halt) => {
                 c.rip = rip_after(cpu, u);
+                c.retired = c.retired.wrapping_sub(u64::from((*u).left));
                 Next::HALT
             }
             Err(f) => {
