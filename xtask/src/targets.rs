@@ -2,6 +2,8 @@
 
 use std::{
     ffi::OsString,
+    fs::Permissions,
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -12,7 +14,9 @@ use caisson_image::{ImageStore, Package, TerminalProgress};
 /// The target: no operating system, no standard library.
 const TARGET: &str = "x86_64-unknown-none";
 
-/// The crates, which are what a paravisor without an operating system is built from.
+/// The crates, which are what a paravisor without an operating system is built from. `x86-cpu` is
+/// `no_std` too, but moves guest state through vector registers, which this target's calling
+/// convention does without.
 const CRATES: &[&str] = &[
     "caisson-memory",
     "caisson-device",
@@ -20,7 +24,6 @@ const CRATES: &[&str] = &[
     "caisson-lapic",
     "caisson-chipset",
     "caisson-firmware",
-    "caisson-x86-cpu",
     "caisson-agent-protocol",
 ];
 
@@ -34,6 +37,10 @@ enum Toolchain {
     Debian {
         rustc: PathBuf,
         libraries: Vec<PathBuf>,
+        /// The library's source.
+        sources: PathBuf,
+        /// The library as built for this machine.
+        host: PathBuf,
     },
 }
 
@@ -56,16 +63,24 @@ pub(crate) fn check() -> Result<()> {
                 .arg("-Zbuild-std=core,alloc")
                 .env("RUSTC_BOOTSTRAP", "1");
         }
-        Toolchain::Debian { rustc, libraries } => {
+        Toolchain::Debian {
+            rustc,
+            libraries,
+            sources,
+            host,
+        } => {
             let target = std::env::var_os("CARGO_TARGET_DIR")
-                .map_or_else(|| root.join("target"), PathBuf::from);
+                .map_or_else(|| root.join("target"), PathBuf::from)
+                .join("bare");
+            let script = sysroot(&target.join("sysroot"), rustc, sources, host)?;
             command
                 .arg("-Zbuild-std=core,alloc")
                 .env("RUSTC_BOOTSTRAP", "1")
-                .env("RUSTC", rustc)
+                .env("RUSTC", script)
+                .env("CAISSON_RUSTC", rustc)
                 .env("LD_LIBRARY_PATH", joined(libraries)?)
                 // Another compiler: its artifacts are not to replace those of the one in use.
-                .env("CARGO_TARGET_DIR", target.join("bare"));
+                .env("CARGO_TARGET_DIR", target);
         }
     }
     let status = command.status().context("cannot run cargo")?;
@@ -113,21 +128,11 @@ fn debian(packages: &[Package]) -> Result<Toolchain> {
         .map(|entry| entry.path())
         .find(|path| path.join("library/core").is_dir())
         .context("Debian's rust-web-src has no usr/src/…/library/core")?;
-    // The compiler looks for the source beside itself.
-    let prefix = rustc
-        .ancestors()
-        .nth(2)
-        .context("the compiler is in usr/bin")?;
-    let place = prefix.join("lib/rustlib/src/rust");
-    if !place.join("library/core").is_dir() {
-        let parent = place.parent().context("the place has a folder")?;
-        std::fs::create_dir_all(parent)
-            .with_context(|| format!("cannot make {}", parent.display()))?;
-        // What the package put there is a link that leads nowhere outside an installed system.
-        let _ = std::fs::remove_file(&place);
-        std::os::unix::fs::symlink(&sources, &place)
-            .with_context(|| format!("cannot make {}", place.display()))?;
-    }
+    let host = packages
+        .iter()
+        .map(|package| package.root.join(HOST_LIBRARY))
+        .find(|path| has_std(path))
+        .context("Debian's libstd-rust-web-dev has no usr/lib/rustlib/x86_64-unknown-linux-gnu")?;
     let libraries = packages
         .iter()
         .flat_map(|package| {
@@ -141,7 +146,42 @@ fn debian(packages: &[Package]) -> Result<Toolchain> {
         // The C library is the host's own: another one's parts would not go with its loader.
         .filter(|path| path.is_dir() && !path.join("libc.so.6").exists())
         .collect();
-    Ok(Toolchain::Debian { rustc, libraries })
+    Ok(Toolchain::Debian {
+        rustc,
+        libraries,
+        sources,
+        host,
+    })
+}
+
+/// Where a package has the standard library for programs of this machine, such as build scripts.
+const HOST_LIBRARY: &str = "usr/lib/rustlib/x86_64-unknown-linux-gnu";
+
+fn has_std(folder: &Path) -> bool {
+    std::fs::read_dir(folder.join("lib")).is_ok_and(|files| {
+        files
+            .flatten()
+            .any(|file| file.file_name().to_string_lossy().starts_with("libstd-"))
+    })
+}
+
+/// Puts the packages' parts together in `place` as the compiler wants them, and gives a script
+/// there that is the compiler with these parts.
+fn sysroot(place: &Path, rustc: &Path, sources: &Path, host: &Path) -> Result<PathBuf> {
+    let rustlib = place.join("lib/rustlib");
+    let failed = || format!("cannot make {}", place.display());
+    if place.exists() {
+        std::fs::remove_dir_all(place).with_context(failed)?;
+    }
+    std::fs::create_dir_all(rustlib.join("src")).with_context(failed)?;
+    symlink(sources, rustlib.join("src/rust")).with_context(failed)?;
+    symlink(host, rustlib.join("x86_64-unknown-linux-gnu")).with_context(failed)?;
+    let script = place.join("rustc");
+    let text = "#!/bin/sh\nexec \"$CAISSON_RUSTC\" --sysroot \"${0%/rustc}\" \"$@\"\n";
+    std::fs::write(&script, text).with_context(failed)?;
+    std::fs::set_permissions(&script, Permissions::from_mode(0o755)).with_context(failed)?;
+    ensure!(rustc.is_file(), "{} is no file", rustc.display());
+    Ok(script)
 }
 
 fn joined(paths: &[PathBuf]) -> Result<OsString> {
