@@ -69,15 +69,8 @@ impl Arena {
     /// when they are written, and has `populate` bring in the next pages, if few
     /// are left.
     pub(super) fn prepare(&mut self, populate: impl FnOnce(*mut u8, usize)) {
-        if self.used + AHEAD > REGION {
-            // Before anything touches the next region, so that it can be a huge
-            // page.
-            self.current += 1;
-            self.used = 0;
-        }
-        if self.current == self.regions.len() {
-            self.regions.push(Region::new());
-        }
+        // Before anything touches the next region, so that it can be a huge page.
+        self.make_room(AHEAD);
         let step = if self.current == 0 { STEP } else { REGION };
         let region = &mut self.regions[self.current];
         if region.ready < REGION && self.used + AHEAD > region.ready {
@@ -98,12 +91,9 @@ impl Arena {
         }
     }
 
-    /// Room for `count` objects, not yet initialised. It is the caller's until
-    /// the next [`Self::take`].
-    pub(super) fn reserve<T: Copy>(&mut self, count: usize) -> *mut T {
-        const { assert!(align_of::<T>() <= ALIGN) };
-        let size = count * size_of::<T>();
-        assert!(size <= REGION, "more than any block needs");
+    /// Goes on to the next region if the current one has less than `size` bytes
+    /// left.
+    fn make_room(&mut self, size: usize) {
         if self.used + size > REGION {
             self.current += 1;
             self.used = 0;
@@ -111,7 +101,16 @@ impl Arena {
         if self.current == self.regions.len() {
             self.regions.push(Region::new());
         }
-        let region = &mut self.regions[self.current];
+    }
+
+    /// Room for `count` objects, not yet initialised. It is the caller's until
+    /// the next [`Self::take`].
+    pub(super) fn reserve<T: Copy>(&mut self, count: usize) -> *mut T {
+        const { assert!(align_of::<T>() <= ALIGN) };
+        let size = count * size_of::<T>();
+        assert!(size <= REGION, "more than any block needs");
+        self.make_room(size);
+        let region = &self.regions[self.current];
         // SAFETY: `used + size` is at most REGION.
         unsafe { region.start.as_ptr().add(self.used).cast() }
     }
