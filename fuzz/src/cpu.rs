@@ -14,6 +14,7 @@ use caisson_x86_cpu::{
     env::{Env, HostPage, IoOutcome},
     exec::{self, Stop},
     state::{Cpu, Segment, cr0, cr4, efer, request, seg},
+    sys,
 };
 
 /// Pages of RAM.
@@ -217,13 +218,11 @@ impl Bench {
     }
 
     fn set(&mut self, mode: Mode, registers: &[u64; 16]) {
-        let request = self.cpu.request.clone();
-        let generation = self.cpu.code_generation;
-        *self.cpu = Cpu::new(46);
-        self.cpu.request = request;
-        // What the cache knows of earlier inputs stays outdated.
-        self.cpu.code_generation = generation + 1;
         let cpu = &mut self.cpu;
+        // Not a new one: that asks CPUID, which a virtualised host emulates slowly.
+        sys::reset(cpu, false);
+        // What the cache knows of earlier inputs is outdated.
+        cpu.code_generation += 1;
         let user = mode == Mode::User;
         let long = user || mode == Mode::Long;
         let real = mode == Mode::Real;

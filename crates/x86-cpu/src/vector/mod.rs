@@ -17,6 +17,7 @@
 //! all flags of all their steps even if the first one raises an exception.
 
 mod class;
+mod dot;
 mod float;
 mod gather;
 mod masked;

@@ -2,7 +2,7 @@
 
 use iced_x86::{Instruction, OpKind};
 
-use super::{Access, Kind, Memory, Op, SLOW, float, mmx, soft, x87, x87_layout::MXCSR_MASK};
+use super::{Access, Kind, Memory, Op, SLOW, dot, float, mmx, soft, x87, x87_layout::MXCSR_MASK};
 use crate::{
     fault::{Fault, vector},
     flow::Flow,
@@ -178,7 +178,11 @@ fn underflow_unmasked(
     let number = register.number() % 32;
     let old = cpu.vec[number];
     // With the exception unmasked, flush-to-zero has no effect.
-    cpu.set_mxcsr((guest | ALL_MASKS) & !(FLUSH_TO_ZERO | 0x3f));
+    let masked = (guest | ALL_MASKS) & !(FLUSH_TO_ZERO | 0x3f);
+    // SAFETY: the caller vouches for `p`; a thunk was made, so the host has it.
+    let tiny_step = dot::is_dot_product(insn)
+        && unsafe { dot::has_tiny_step(cpu, insn, p.cast_const(), masked) };
+    cpu.set_mxcsr(masked);
     // SAFETY: the caller vouches for `p`.
     unsafe { (op.thunk)(cpu, &op.args, p) };
     let mut raised = cpu.mxcsr() & 0x3f;
@@ -189,7 +193,7 @@ fn underflow_unmasked(
         };
         bytes.chunks_exact(size).any(is_denormal)
     });
-    if tiny {
+    if tiny || tiny_step {
         raised |= UNDERFLOW;
     }
     if raised & !(guest >> 7) == 0 {
@@ -211,7 +215,7 @@ fn op_width(insn: &Instruction) -> usize {
     }
 }
 
-fn is_denormal(element: &[u8]) -> bool {
+pub(super) fn is_denormal(element: &[u8]) -> bool {
     let mut b = [0; 8];
     b[..element.len()].copy_from_slice(element);
     let v = u64::from_le_bytes(b);
