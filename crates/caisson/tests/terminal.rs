@@ -75,11 +75,13 @@ impl Terminal {
 
 fn start(command: &mut Command, program: OwnedFd) -> Child {
     let copy = || program.try_clone().unwrap();
-    // SAFETY: between fork and exec, signal() is allowed and touches no memory. Under nohup and
-    // its like, SIGHUP would stay ignored.
+    // SAFETY: between fork and exec, signal() is allowed and touches no memory. Where the tests
+    // run under nohup or behind a shell's `&`, these would stay ignored.
     unsafe {
         command.pre_exec(|| {
-            libc::signal(libc::SIGHUP, libc::SIG_DFL);
+            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTSTP] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
             Ok(())
         });
     }
