@@ -47,7 +47,11 @@ enum Toolchain {
 /// Checks each crate and fails when one of them does not build.
 pub(crate) fn check() -> Result<()> {
     let toolchain = toolchain()?;
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    // Without "..": cargo compares paths by their letters.
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()
+        .context("cannot find the workspace")?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command
@@ -70,7 +74,7 @@ pub(crate) fn check() -> Result<()> {
             host,
         } => {
             let target = std::env::var_os("CARGO_TARGET_DIR")
-                .map_or_else(|| root.join("target"), PathBuf::from)
+                .map_or_else(|| root.join("target"), |target| root.join(target))
                 .join("bare");
             let script = sysroot(&target.join("sysroot"), sources, host)?;
             command
