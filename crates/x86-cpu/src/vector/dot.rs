@@ -55,38 +55,34 @@ pub(super) unsafe fn has_tiny_step(
     (0..width).step_by(16).any(|at| {
         let mut steps = [[0u8; 16]; 3];
         let (a, b) = (&a.0[at..at + 16], &b.0[at..at + 16]);
-        // SAFETY: sixteen bytes at each pointer, 48 at `steps`; a host with DPPS
-        // (SSE4.1) has HADDPS (SSE3). MXCSR is put back to what Rust code
-        // expects: all exceptions masked, rounding to nearest.
-        unsafe {
-            if double {
-                asm!(
-                    "ldmxcsr [{mxcsr}]",
-                    "movups {x}, [{a}]", "movups {y}, [{b}]", "movups {m}, [{chosen}]",
-                    "mulpd {x}, {y}", "andpd {x}, {m}", "movups [{steps}], {x}",
-                    "haddpd {x}, {x}", "movups [{steps} + 16], {x}",
-                    "ldmxcsr [{default}]",
-                    mxcsr = in(reg) &mxcsr, default = in(reg) &0x1f80u32,
-                    a = in(reg) a.as_ptr(), b = in(reg) b.as_ptr(),
-                    chosen = in(reg) chosen.as_ptr(), steps = in(reg) steps.as_mut_ptr(),
-                    x = out(xmm_reg) _, y = out(xmm_reg) _, m = out(xmm_reg) _,
-                    options(nostack),
-                );
-            } else {
-                asm!(
-                    "ldmxcsr [{mxcsr}]",
-                    "movups {x}, [{a}]", "movups {y}, [{b}]", "movups {m}, [{chosen}]",
-                    "mulps {x}, {y}", "andps {x}, {m}", "movups [{steps}], {x}",
-                    "haddps {x}, {x}", "movups [{steps} + 16], {x}",
-                    "haddps {x}, {x}", "movups [{steps} + 32], {x}",
-                    "ldmxcsr [{default}]",
-                    mxcsr = in(reg) &mxcsr, default = in(reg) &0x1f80u32,
-                    a = in(reg) a.as_ptr(), b = in(reg) b.as_ptr(),
-                    chosen = in(reg) chosen.as_ptr(), steps = in(reg) steps.as_mut_ptr(),
-                    x = out(xmm_reg) _, y = out(xmm_reg) _, m = out(xmm_reg) _,
-                    options(nostack),
-                );
-            }
+        macro_rules! multiply_and_add {
+            ($type:literal) => {
+                // SAFETY: sixteen bytes at each pointer, 48 at `steps`; a host with DPPS
+                // (SSE4.1) has HADDPS (SSE3). MXCSR is put back to what Rust code
+                // expects: all exceptions masked, rounding to nearest.
+                unsafe {
+                    asm!(
+                        "ldmxcsr [{mxcsr}]",
+                        "movups {x}, [{a}]", "movups {y}, [{b}]", "movups {m}, [{chosen}]",
+                        concat!("mul", $type, " {x}, {y}"), "andps {x}, {m}",
+                        "movups [{steps}], {x}",
+                        concat!("hadd", $type, " {x}, {x}"), "movups [{steps} + 16], {x}",
+                        concat!("hadd", $type, " {x}, {x}"), "movups [{steps} + 32], {x}",
+                        "ldmxcsr [{default}]",
+                        mxcsr = in(reg) &mxcsr, default = in(reg) &0x1f80u32,
+                        a = in(reg) a.as_ptr(), b = in(reg) b.as_ptr(),
+                        chosen = in(reg) chosen.as_ptr(), steps = in(reg) steps.as_mut_ptr(),
+                        x = out(xmm_reg) _, y = out(xmm_reg) _, m = out(xmm_reg) _,
+                        options(nostack),
+                    )
+                }
+            };
+        }
+        // Of two doubles there is one sum; its double, the last step, is tiny only if it is.
+        if double {
+            multiply_and_add!("pd");
+        } else {
+            multiply_and_add!("ps");
         }
         steps.as_flattened().chunks_exact(size).any(is_denormal)
     })
