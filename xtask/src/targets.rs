@@ -80,6 +80,8 @@ pub(crate) fn check() -> Result<()> {
             command
                 .arg("-Zbuild-std=core,alloc")
                 .env("RUSTC_BOOTSTRAP", "1")
+                // The library is compiled, not only checked, and nobody will debug it.
+                .env("CARGO_PROFILE_DEV_DEBUG", "none")
                 .env("RUSTC", script)
                 .env("CAISSON_RUSTC", rustc)
                 .env("LD_LIBRARY_PATH", joined(libraries)?)
