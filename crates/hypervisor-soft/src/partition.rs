@@ -24,6 +24,8 @@ use crate::{
 /// See [`Partition`].
 pub(crate) struct SoftPartition {
     shared: Arc<Shared>,
+    /// Watches each memory table that the partition gets, the same one at each reset.
+    device_writes: Arc<DeviceWrites>,
     /// A bit per vCPU that was created.
     created: AtomicU64,
 }
@@ -56,13 +58,19 @@ impl SoftPartition {
             thunks,
             phys_bits,
         ));
-        watch(&shared, &shared.memory.load().memory);
+        let device_writes = Arc::new(DeviceWrites(Arc::downgrade(&shared)));
+        shared
+            .memory
+            .load()
+            .memory
+            .watch_writes(device_writes.clone());
         timer::spawn(&shared).map_err(|e| HypervisorError::Host {
             what: "starting the timer thread",
             reason: e.to_string(),
         })?;
         Ok(Self {
             shared,
+            device_writes,
             created: AtomicU64::new(0),
         })
     }
@@ -70,11 +78,6 @@ impl SoftPartition {
     fn only_vtl0(vtl: Vtl) -> bool {
         vtl == Vtl::VTL0
     }
-}
-
-/// Devices' writes to `memory` reach `shared`.
-fn watch(shared: &Arc<Shared>, memory: &GuestMemory) {
-    memory.watch_writes(Arc::new(DeviceWrites(Arc::downgrade(shared))));
 }
 
 impl Drop for SoftPartition {
@@ -109,7 +112,7 @@ impl Partition for SoftPartition {
             ));
         }
         let code = crate::code_map::CodeMap::new(&memory);
-        watch(&self.shared, &memory);
+        memory.watch_writes(self.device_writes.clone());
         self.shared
             .memory
             .store(Arc::new(MemoryMap { memory, code }));

@@ -201,7 +201,8 @@ impl GuestMemory {
     }
 
     /// Has `watch` told of writes to this table that no vCPU makes, from now on
-    /// and for as long as the table is there.
+    /// and for as long as the table is there. To add the same `watch` again
+    /// changes nothing.
     pub fn watch_writes(&self, watch: Arc<dyn WriteWatch>) {
         self.watches.add(watch);
     }

@@ -28,6 +28,7 @@ struct Node {
 }
 
 impl Watches {
+    /// One that watches already is not told twice.
     pub(crate) fn add(&self, watch: Arc<dyn WriteWatch>) {
         let mut place = &self.first;
         let mut node = Box::new(Node {
@@ -40,6 +41,9 @@ impl Watches {
                 Err(back) => node = back,
             }
             if let Some(taken) = place.get() {
+                if Arc::ptr_eq(&taken.watch, &node.watch) {
+                    return;
+                }
                 place = &taken.next;
             }
         }
@@ -79,5 +83,18 @@ mod tests {
         }
         let heard = sums.map(|s| s.0.load(Ordering::Relaxed));
         assert_eq!(heard, [30, 20, 10]);
+    }
+
+    #[test]
+    fn who_watches_twice_hears_once() {
+        let watches = Watches::default();
+        let sum = Arc::new(Sum(AtomicU64::new(0)));
+        let other = Arc::new(Sum(AtomicU64::new(0)));
+        for watch in [&sum, &other, &sum, &other] {
+            watches.add(watch.clone());
+        }
+        watches.tell(Gpa(8), 2);
+        assert_eq!(sum.0.load(Ordering::Relaxed), 10);
+        assert_eq!(other.0.load(Ordering::Relaxed), 10);
     }
 }
