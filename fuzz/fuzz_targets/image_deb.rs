@@ -17,7 +17,14 @@ const LIMITS: Limits = Limits {
 fn ar(members: &[(&str, &[u8])]) -> Vec<u8> {
     let mut out = b"!<arch>\n".to_vec();
     for (name, content) in members {
-        let header = format!("{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`\n", 0, 0, 0, 644, content.len());
+        let header = format!(
+            "{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`\n",
+            0,
+            0,
+            0,
+            644,
+            content.len()
+        );
         out.extend_from_slice(header.as_bytes());
         out.extend_from_slice(content);
         out.resize(out.len().next_multiple_of(2), b'\n');

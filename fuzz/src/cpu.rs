@@ -191,8 +191,8 @@ impl Bench {
             let page = &mut self.board.ram[(at >> 12) as usize].0;
             page[(at & 0xfff) as usize..][..bytes.len()].copy_from_slice(bytes);
         };
-        put(TABLES, &(TABLES + 0x1000 | 7).to_le_bytes());
-        put(TABLES + 0x1000, &(TABLES + 0x2000 | 7).to_le_bytes());
+        put(TABLES, &((TABLES + 0x1000) | 7).to_le_bytes());
+        put(TABLES + 0x1000, &((TABLES + 0x2000) | 7).to_le_bytes());
         for i in 0..512u64 {
             put(TABLES + 0x2000 + 8 * i, &(i << 21 | 0x87).to_le_bytes());
         }

@@ -72,6 +72,8 @@ pub struct Finished {
     pub stdout: String,
     /// Its standard error.
     pub stderr: String,
+    /// How often its machine went on in a fresh process.
+    pub moves: u32,
 }
 
 /// Boots the image, runs `arguments` with `stdin` in it, and waits until the guest has powered off.
@@ -115,6 +117,7 @@ pub fn run(
             status,
             stdout: stdout.text(),
             stderr: stderr.text(),
+            moves: vm.moves(),
         }),
         other => bail!("{arguments:?}: {other:?}\n{}", vm.com1),
     }

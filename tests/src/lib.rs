@@ -2,4 +2,5 @@
 
 pub mod debian;
 pub mod guests;
+pub mod process;
 pub mod vm;

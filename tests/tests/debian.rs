@@ -8,7 +8,7 @@ use caisson_image::GuestMode;
 use caisson_machine::Outcome;
 use caisson_tests::{
     debian::{BOOT, run, run_on_host, spec},
-    vm::{Vm, backends},
+    vm::{Moves, Vm, backends},
 };
 
 /// The end of the shell's prompt.
@@ -55,7 +55,7 @@ fn boots_to_a_shell_that_survives_a_move() {
             .wait_for("sum-42", at, BOOT)
             .expect("the shell answers");
         let at = vm.com1.wait_for(PROMPT, at, BOOT).expect("a prompt");
-        let vm = vm.transplant(&spec).expect("the machine moves");
+        vm.change_process().expect("the machine moves");
         vm.type_text("echo still-$((40 + 2)); poweroff -f\n")
             .unwrap();
         vm.com1
@@ -101,6 +101,23 @@ fn a_compile_like_load_gives_the_hosts_results() {
                 done.stderr
             );
             assert_eq!(done.status, ExitStatus::Code(0));
+        }
+    }
+}
+
+#[test]
+fn ten_moves_on_the_way_change_no_result() {
+    let expected = run_on_host(SCRIPT).expect("the script runs on the host");
+    for backend in backends() {
+        for cpus in [1, 4] {
+            let mut spec = spec(&backend, GuestMode::Command).expect("there is an image");
+            spec.cpus = cpus;
+            spec.moves = Moves::After(vec![Duration::from_millis(300); 10]);
+            let done = run(&spec, &["sh", "-c", SCRIPT], b"", BOOT).expect("the script runs");
+            assert_eq!(done.stdout, expected, "{cpus} vCPUs: {}", done.stderr);
+            assert_eq!(done.status, ExitStatus::Code(0));
+            // The first is before the first instruction.
+            assert_eq!(done.moves, 11, "{cpus} vCPUs");
         }
     }
 }
@@ -164,17 +181,17 @@ fn a_pause_is_not_noticed() {
         let vm = Vm::start(&spec(&backend, GuestMode::Shell).expect("there is an image"))
             .expect("it starts");
         let at = vm.com1.wait_for(PROMPT, 0, BOOT).expect("a prompt");
-        vm.machine.pause().unwrap();
-        let before = vm.machine.now_ns();
+        vm.pause().unwrap();
+        let before = vm.now_ns().unwrap();
         vm.type_text("cat /proc/uptime | cut -d. -f1; echo up-done\n")
             .unwrap();
         std::thread::sleep(Duration::from_secs(3));
-        assert_eq!(vm.machine.now_ns(), before);
-        vm.machine.resume().unwrap();
+        assert_eq!(vm.now_ns().unwrap(), before);
+        vm.resume().unwrap();
         vm.com1
             .wait_for("\nup-done", at, BOOT)
             .expect("the shell answers");
-        vm.machine.stop();
+        vm.stop().unwrap();
         assert_eq!(vm.wait(BOOT).expect("it stops"), Outcome::Stopped);
         assert!(
             !vm.com1.text().contains("clocksource: timekeeping watchdog"),

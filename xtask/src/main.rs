@@ -19,13 +19,16 @@ enum Task {
     /// Measure and compare with the peer found on this machine.
     #[command(subcommand)]
     Bench(bench::Bench),
-    /// Build the crates that need no operating system for a target that has none.
-    CheckTargets,
+    /// Check the crates that are to build elsewhere: without an operating system, on other hosts.
+    CheckTargets {
+        /// Only for these targets.
+        targets: Vec<String>,
+    },
 }
 
 fn main() -> Result<()> {
     match Cli::parse().task {
         Task::Bench(bench) => bench.run(),
-        Task::CheckTargets => targets::check(),
+        Task::CheckTargets { targets } => targets::check(&targets),
     }
 }

@@ -1,15 +1,29 @@
 //! The hypervisor backends of this build.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Result, anyhow};
 use caisson_config::Accel;
-use caisson_hypervisor::{Availability, Hypervisor};
+use caisson_hypervisor::{Availability, Hypervisor, Probe};
+use caisson_hypervisor_kvm::Kvm;
 use caisson_hypervisor_soft::Soft;
 
 /// Every backend, the fastest first.
 pub(crate) fn all() -> Vec<Arc<dyn Hypervisor>> {
-    vec![Arc::new(Soft)]
+    vec![Arc::new(Kvm), Arc::new(Soft)]
+}
+
+/// Every backend with its probe. Probing runs a guest, so it is done once, and only for those who
+/// leave the choice to Caisson.
+fn probed() -> &'static [(Arc<dyn Hypervisor>, Probe)] {
+    static PROBED: OnceLock<Vec<(Arc<dyn Hypervisor>, Probe)>> = OnceLock::new();
+    PROBED.get_or_init(|| {
+        let probed = |backend: Arc<dyn Hypervisor>| {
+            let probe = backend.probe();
+            (backend, probe)
+        };
+        all().into_iter().map(probed).collect()
+    })
 }
 
 /// The backend that `accel` asks for, usable or not: for `auto` the first of the most available.
@@ -17,29 +31,55 @@ pub(crate) fn all() -> Vec<Arc<dyn Hypervisor>> {
 /// # Errors
 /// This build has no such backend.
 pub(crate) fn choose(accel: Accel) -> Result<Arc<dyn Hypervisor>> {
-    let mut best: Option<(Availability, Arc<dyn Hypervisor>)> = None;
-    for backend in all() {
-        if accel != Accel::Auto {
-            if backend.name() == accel.to_string() {
-                return Ok(backend);
-            }
-            continue;
-        }
-        let availability = backend.probe().availability;
-        if best.as_ref().is_none_or(|(most, _)| availability > *most) {
-            best = Some((availability, backend));
-        }
+    let chosen = if accel == Accel::Auto {
+        // Of equals, the last is taken as the greatest.
+        probed()
+            .iter()
+            .rev()
+            .max_by_key(|(_, probe)| probe.availability)
+            .map(|(backend, _)| backend.clone())
+    } else {
+        let name = accel.to_string();
+        all().into_iter().find(|backend| backend.name() == name)
+    };
+    chosen.ok_or_else(|| anyhow!("this caisson was built without the backend \"{accel}\""))
+}
+
+/// The backend called `name` if it works here as meant, else `otherwise`: a saved machine goes on
+/// best where it was.
+pub(crate) fn like(name: &str, otherwise: Arc<dyn Hypervisor>) -> Arc<dyn Hypervisor> {
+    all()
+        .into_iter()
+        .find(|backend| {
+            backend.name() == name && backend.probe().availability == Availability::Usable
+        })
+        .unwrap_or(otherwise)
+}
+
+/// What to tell who asked for `auto` and did not get the first backend that there is: one that
+/// works, but slowly.
+pub(crate) fn passed_over(accel: Accel, chosen: &str) -> Option<String> {
+    if accel != Accel::Auto {
+        return None;
     }
-    best.map(|(_, backend)| backend)
-        .ok_or_else(|| anyhow!("this caisson was built without the backend \"{accel}\""))
+    probed()
+        .iter()
+        .take_while(|(backend, _)| backend.name() != chosen)
+        .find(|(_, probe)| probe.availability == Availability::Slow)
+        .map(|(backend, probe)| {
+            format!(
+                "taking {chosen}, because {}; --accel {} takes it all the same",
+                probe.reason,
+                backend.name()
+            )
+        })
 }
 
 /// Refuses a backend that does not work here, with its reason and remedy.
 pub(crate) fn require_usable(backend: &dyn Hypervisor) -> Result<()> {
-    let probe = backend.probe();
-    if probe.availability > Availability::Absent {
+    let Some(probe) = backend.absence() else {
         return Ok(());
-    }
+    };
     let remedy = probe
         .remedy
         .map(|remedy| format!("; {remedy}"))
@@ -58,13 +98,23 @@ mod tests {
     #[test]
     fn each_accelerator_names_a_backend() {
         assert_eq!(choose(Accel::Soft).unwrap().name(), "soft");
+        assert_eq!(choose(Accel::Kvm).unwrap().name(), "kvm");
         let auto = choose(Accel::Auto).unwrap();
         assert!(all().iter().any(|backend| backend.name() == auto.name()));
     }
 
     #[test]
     fn the_help_tells_the_limit() {
-        // `--cpus` says "1 to 64".
-        assert_eq!(choose(Accel::Auto).unwrap().max_vcpus(), 64);
+        // `--cpus` says "1 to 64 (with kvm 254)".
+        assert_eq!(choose(Accel::Soft).unwrap().max_vcpus(), 64);
+        assert!(choose(Accel::Kvm).unwrap().max_vcpus() <= 254);
+    }
+
+    #[test]
+    fn only_auto_says_what_it_passed_over() {
+        assert_eq!(passed_over(Accel::Soft, "soft"), None);
+        if let Some(note) = passed_over(Accel::Auto, "soft") {
+            assert!(note.contains("--accel kvm"), "{note}");
+        }
     }
 }

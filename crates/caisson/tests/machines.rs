@@ -30,12 +30,12 @@ fn standard_input_is_typed_into_the_guest() {
     // The first byte of output says that the guest is listening.
     let code = [asm::print(">"), asm::echo_until_q(), asm::debug_exit(0)].concat();
     let image = bench.file("k", kernel(&code));
-    let mut child = bench
-        .command(["run", "--kernel", &image, "--debug-exit"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = support::spawn(
+        bench
+            .command(["run", "--kernel", &image, "--debug-exit"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped()),
+    );
     let data: Vec<u8> = (0..=255)
         .cycle()
         .take(3000)
@@ -88,17 +88,14 @@ fn ports_lead_to_files_and_sockets() {
     let image = bench.file("k", kernel(&code));
     let socket = bench.path("com1");
     let backend = format!("socket={}", socket.display());
-    let mut child = bench
-        .command([
-            "run",
-            "--kernel",
-            &image,
-            "--debug-exit",
-            "--serial",
-            &backend,
-        ])
-        .spawn()
-        .unwrap();
+    let mut child = support::spawn(&mut bench.command([
+        "run",
+        "--kernel",
+        &image,
+        "--debug-exit",
+        "--serial",
+        &backend,
+    ]));
     let mut client = loop {
         match UnixStream::connect(&socket) {
             Ok(client) => break client,
@@ -142,14 +139,66 @@ fn a_reset_restarts_the_guest_or_ends_the_machine() {
         "{run:?}"
     );
 
-    let mut child = bench
-        .command(["run", "--kernel", &image])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = support::spawn(
+        bench
+            .command(["run", "--kernel", &image])
+            .stdout(Stdio::piped()),
+    );
     let mut seen = [0; 15];
     child.stdout.take().unwrap().read_exact(&mut seen).unwrap();
     assert_eq!(seen, *b"boot.boot.boot.");
     // With its reader gone, nobody could see or stop the machine: it ends by itself.
     child.wait().unwrap();
+}
+
+#[test]
+fn a_machine_that_is_left_is_saved_and_goes_on() {
+    let bench = Bench::new();
+    let code = [asm::print(">"), asm::echo_until_q(), asm::debug_exit(5)].concat();
+    let image = bench.file("k", kernel(&code));
+    let mut child = support::spawn(
+        bench
+            .command(["run", "--kernel", &image, "--debug-exit", "--accel", "soft"])
+            .args(["--memory", "8M", "--save-on-exit", "nap"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped()),
+    );
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut seen = [0; 4];
+    stdout.read_exact(&mut seen[..1]).unwrap();
+    stdin.write_all(b"abc").unwrap();
+    stdout.read_exact(&mut seen[1..]).unwrap();
+    assert_eq!(seen, *b">abc");
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("caisson run --restore"), "{said}");
+
+    // Twice, and the second time by its own description alone, from another folder.
+    for more in [&["--accel", "soft"][..], &[]] {
+        let mut child = support::spawn(
+            bench
+                .command(["run", "--quiet", "--restore"])
+                .arg(format!("{},verify=on", bench.path("nap").display()))
+                .args(more)
+                .current_dir("/")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped()),
+        );
+        child.stdin.take().unwrap().write_all(b"defq").unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.stdout, b"def");
+        assert_eq!(output.status.code(), Some(11));
+    }
+
+    let run = bench.run(["run", "--restore", "nap", "--memory", "16M"]);
+    assert_eq!(run.code, Some(1), "{run:?}");
+    assert!(run.stderr.contains("bytes of memory"), "{run:?}");
+    let run = bench.run(["run", "--restore", "nowhere"]);
+    assert_eq!(run.code, Some(1), "{run:?}");
+    assert!(run.stderr.contains("nowhere"), "{run:?}");
+    let run = bench.run(["run", "--save-on-exit", "x", "--", "true"]);
+    assert_eq!(run.code, Some(2), "{run:?}");
 }

@@ -85,12 +85,7 @@ fn start(command: &mut Command, program: OwnedFd) -> Child {
             Ok(())
         });
     }
-    command
-        .stdin(copy())
-        .stdout(copy())
-        .stderr(copy())
-        .spawn()
-        .unwrap()
+    support::spawn(command.stdin(copy()).stdout(copy()).stderr(copy()))
 }
 
 /// A guest that says that it is there and then echoes, on a terminal.

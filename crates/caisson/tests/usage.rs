@@ -4,6 +4,7 @@ mod support;
 
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 
 use support::{Bench, golden};
 
@@ -41,7 +42,7 @@ fn wrong_usage_exits_with_2_and_says_what_is_right() {
         ("run --memory 1G,hugepage=on", "did you mean \"hugepages\"?"),
         ("run --serial fil=x", "did you mean \"file\"?"),
         ("run --serial file", "\"file\" needs a value: write file=…"),
-        ("run --accel kvm", "known: auto, soft"),
+        ("run --accel hvf", "known: auto, kvm, soft"),
         ("run --cpus many", "invalid digit"),
         (
             "run --cpus 0",
@@ -170,12 +171,7 @@ fn files_that_cannot_be_a_kernel_are_named_with_the_way_out() {
 fn without_apt_one_is_told_what_to_give_instead() {
     let bench = Bench::new();
     for line in [&["run"][..], &["image", "pull"]] {
-        let output = bench
-            .command(line)
-            .env("PATH", "/nonexistent")
-            .output()
-            .unwrap();
-        let run = support::finish(output);
+        let run = support::output(bench.command(line).env("PATH", "/nonexistent"));
         assert_eq!(run.code, Some(1), "{run:?}");
         for word in ["apt-get", "--kernel", "--initrd"] {
             assert!(run.stderr.contains(word), "{word}: {run:?}");
@@ -207,20 +203,20 @@ fn images_that_do_not_exist_or_are_not_here() {
 #[test]
 fn doctor_reports_each_topic_with_a_remedy_for_what_is_wrong() {
     let bench = Bench::new();
-    let output = bench
-        .command(["doctor", "--json"])
-        .env("PATH", "/nonexistent")
-        .env("XDG_CACHE_HOME", "/proc/nowhere")
-        .output()
-        .unwrap();
-    let findings: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let run = support::output(
+        bench
+            .command(["doctor", "--json"])
+            .env("PATH", "/nonexistent")
+            .env("XDG_CACHE_HOME", "/proc/nowhere"),
+    );
+    let findings: Vec<serde_json::Value> = serde_json::from_str(&run.stdout).unwrap();
     let find = |topic: &str| {
         let found = findings.iter().find(|finding| finding["topic"] == topic);
         found.unwrap_or_else(|| panic!("no {topic}"))
     };
     for topic in [
         "instruction sets",
-        "KVM",
+        "backend",
         "memory",
         "huge pages",
         "limits",
@@ -237,7 +233,7 @@ fn doctor_reports_each_topic_with_a_remedy_for_what_is_wrong() {
         assert!(!bad || finding["remedy"].is_string(), "{finding}");
     }
     let fails = findings.iter().any(|finding| finding["status"] == "fail");
-    assert_eq!(output.status.code(), Some(i32::from(fails)));
+    assert_eq!(run.code, Some(i32::from(fails)));
 }
 
 #[test]
@@ -267,8 +263,14 @@ fn a_reader_that_goes_away_is_no_fault() {
     let bench = Bench::new();
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let output = bench.command(["doctor"]).stdout(writer).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    let child = support::spawn(
+        bench
+            .command(["doctor"])
+            .stdout(writer)
+            .stderr(Stdio::piped()),
+    );
+    let run = support::finish(child.wait_with_output().unwrap());
+    assert_eq!(run.stderr, "");
 }
 
 /// The manual has every flag and every key.

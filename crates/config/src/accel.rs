@@ -14,6 +14,8 @@ pub enum Accel {
     /// The fastest backend that works on this host.
     #[default]
     Auto,
+    /// KVM, through `/dev/kvm`: the host's hardware virtualisation on Linux.
+    Kvm,
     /// The software CPU: an x86-64 in user space that needs no privileges and no hardware support.
     Soft,
 }
@@ -24,6 +26,7 @@ impl fmt::Display for Accel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Accel::Auto => "auto",
+            Accel::Kvm => "kvm",
             Accel::Soft => "soft",
         })
     }

@@ -48,12 +48,39 @@ pub enum FileError {
     Write(String),
 }
 
-fn explain(message: String, bare: &str) -> String {
+pub(crate) fn explain(message: String, bare: &str) -> String {
     let message = message.trim_end().to_string();
     match for_serde_message(bare) {
         Some(meant) => std::format!("{message}\ndid you mean `{meant}`?"),
         None => message,
     }
+}
+
+/// The text of a file that is short enough to be a description.
+pub(crate) fn read_text(path: &Path) -> Result<String, FileError> {
+    let read = |source| FileError::Read {
+        path: path.to_path_buf(),
+        source,
+    };
+    let not_a_config = |cause| FileError::NotAConfig {
+        path: path.to_path_buf(),
+        cause,
+    };
+    let mut bytes = std::vec::Vec::new();
+    let file = File::open(path).map_err(read)?;
+    if file.metadata().map_err(read)?.is_dir() {
+        return Err(not_a_config("it is a directory; name a TOML or JSON file"));
+    }
+    file.take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(read)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(not_a_config(
+            "it is longer than 1 MiB, so it is no machine description; name a TOML or JSON file",
+        ));
+    }
+    String::from_utf8(bytes)
+        .map_err(|_| not_a_config("it is not UTF-8 text; name a TOML or JSON file"))
 }
 
 impl MachineConfig {
@@ -99,29 +126,7 @@ impl MachineConfig {
     /// # Errors
     /// [`FileError`] names the file and what is wrong with it.
     pub fn load(path: &Path) -> Result<Self, FileError> {
-        let read = |source| FileError::Read {
-            path: path.to_path_buf(),
-            source,
-        };
-        let not_a_config = |cause| FileError::NotAConfig {
-            path: path.to_path_buf(),
-            cause,
-        };
-        let mut bytes = std::vec::Vec::new();
-        let file = File::open(path).map_err(read)?;
-        if file.metadata().map_err(read)?.is_dir() {
-            return Err(not_a_config("it is a directory; name a TOML or JSON file"));
-        }
-        file.take(MAX_FILE_BYTES + 1)
-            .read_to_end(&mut bytes)
-            .map_err(read)?;
-        if bytes.len() as u64 > MAX_FILE_BYTES {
-            return Err(not_a_config(
-                "it is longer than 1 MiB, so it is no machine description; name a TOML or JSON file",
-            ));
-        }
-        let text = String::from_utf8(bytes)
-            .map_err(|_| not_a_config("it is not UTF-8 text; name a TOML or JSON file"))?;
+        let text = read_text(path)?;
         let json = path
             .extension()
             .is_some_and(|extension| extension == "json");

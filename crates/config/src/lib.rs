@@ -18,6 +18,9 @@ extern crate std;
 
 mod accel;
 mod chardev;
+mod cpu;
+#[cfg(feature = "std")]
+mod cpu_file;
 mod debug_exit;
 #[cfg(feature = "std")]
 mod file;
@@ -32,6 +35,9 @@ mod validate;
 
 pub use accel::Accel;
 pub use chardev::{CharBackend, FileBackend, SocketBackend};
+pub use cpu::{Cpu, CpuError, CpuModel};
+#[cfg(feature = "std")]
+pub use cpu_file::{CpuBase, CpuFile, CpuVendor};
 pub use debug_exit::DebugExit;
 #[cfg(feature = "std")]
 pub use file::{FileError, MAX_FILE_BYTES};

@@ -5,7 +5,9 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Accel, CharBackend, DebugExit, HostPath, ImageName, MachineName, Memory, defaults};
+use crate::{
+    Accel, CharBackend, Cpu, DebugExit, HostPath, ImageName, MachineName, Memory, defaults,
+};
 
 /// One virtual machine, as its owner describes it.
 ///
@@ -31,6 +33,8 @@ pub struct MachineConfig {
     pub cmdline: Option<String>,
     /// vCPUs, from 1 to what the backend can run.
     pub cpus: u32,
+    /// The processor that the guest sees.
+    pub cpu: Cpu,
     /// What runs the vCPUs.
     pub accel: Accel,
     /// What a guest's reboot does.
@@ -71,6 +75,7 @@ impl Default for MachineConfig {
             initrd: None,
             cmdline: None,
             cpus: defaults::CPUS,
+            cpu: Cpu::default(),
             memory: Memory::default(),
             accel: Accel::default(),
             serial: alloc::vec![CharBackend::Stdio],
@@ -97,6 +102,7 @@ impl MachineConfig {
         self.kernel
             .iter_mut()
             .chain(self.initrd.iter_mut())
+            .chain(self.cpu.path_mut())
             .chain(self.serial.iter_mut().filter_map(CharBackend::path_mut))
             .chain(self.debugcon.iter_mut().filter_map(CharBackend::path_mut))
     }

@@ -3,8 +3,8 @@
 use std::fs;
 
 use caisson_config::{
-    Accel, ByteSize, CharBackend, DebugExit, FileBackend, HugePages, Limits, MachineConfig, Memory,
-    OnReboot, SocketBackend,
+    Accel, ByteSize, CharBackend, Cpu, CpuModel, DebugExit, FileBackend, HugePages, Limits,
+    MachineConfig, Memory, OnReboot, SocketBackend,
 };
 
 const LIMITS: Limits = Limits {
@@ -20,6 +20,7 @@ fn full() -> MachineConfig {
         initrd: Some("/boot/initrd.img".parse().unwrap()),
         cmdline: Some("console=ttyS0 quiet".into()),
         cpus: 4,
+        cpu: Cpu::Model(CpuModel::V2),
         memory: Memory {
             size: ByteSize::from_mib(1536),
             hugepages: HugePages::On,
@@ -54,6 +55,7 @@ kernel = "vmlinuz"
 initrd = "/boot/initrd.img"
 cmdline = "console=ttyS0 quiet"
 cpus = 4
+cpu = "x86-64-v2"
 accel = "soft"
 on-reboot = "stop"
 serial = [
@@ -77,6 +79,7 @@ kernel = "vmlinuz"
 initrd = "/boot/initrd.img"
 cmdline = "console=ttyS0 quiet"
 cpus = 4
+cpu = "x86-64-v2"
 accel = "soft"
 on-reboot = "stop"
 serial = ["stdio", "file=com2.log,append=on", "socket=com3.sock", "null"]
@@ -86,7 +89,7 @@ debug-exit = "0x501"
 "#;
     let in_json = r#"{
 "name": "web", "kernel": "vmlinuz", "initrd": "/boot/initrd.img",
-"cmdline": "console=ttyS0 quiet", "cpus": 4, "accel": "soft", "on-reboot": "stop",
+"cmdline": "console=ttyS0 quiet", "cpus": 4, "cpu": "v2", "accel": "soft", "on-reboot": "stop",
 "serial": ["stdio", {"file": "com2.log,append=on"}, {"socket": "com3.sock"}, {"null": null}],
 "debugcon": {"file": {"path": "debug.log"}},
 "memory": {"size": "1536M", "hugepages": "on"},
@@ -106,6 +109,7 @@ kernel = "vmlinuz"
 initrd = "/boot/initrd.img"
 cmdline = "console=ttyS0 quiet"
 cpus = 4
+cpu = "x86-64-v2"
 accel = "soft"
 on-reboot = "stop"
 serial = ["stdio", { file = { path = "com2.log", append = true } }, { socket = { path = "com3.sock" } }, "null"]
@@ -141,7 +145,7 @@ fn mistakes_are_shown_where_they_are_with_what_was_meant() {
   |
 2 | memroy = \"1G\"
   | ^^^^^^
-unknown field `memroy`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `accel`, `on-reboot`, `command`, `serial`, `memory`, `debugcon`, `debug-exit`
+unknown field `memroy`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `on-reboot`, `command`, `serial`, `memory`, `debugcon`, `debug-exit`
 did you mean `memory`?",
         ),
         (
@@ -167,7 +171,7 @@ size \"512\" has no unit; write 512M for MiB, 512G for GiB or 512B for bytes",
   |
 1 | accel = \"sotf\"
   |         ^^^^^^
-unknown value \"sotf\" (did you mean \"soft\"?); known: auto, soft",
+unknown value \"sotf\" (did you mean \"soft\"?); known: auto, kvm, soft",
         ),
         (
             "serial = [\"stdio\", \"fil=x\"]\n",
@@ -193,8 +197,8 @@ did you mean `restart`?",
         );
     }
     assert_eq!(
-        MachineConfig::from_json("{\"cpu\": 1}").unwrap_err().to_string(),
-        "unknown field `cpu`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `accel`, `on-reboot`, `command`, `serial`, `memory`, `debugcon`, `debug-exit` at line 1 column 6
+        MachineConfig::from_json("{\"vcpus\": 1}").unwrap_err().to_string(),
+        "unknown field `vcpus`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `on-reboot`, `command`, `serial`, `memory`, `debugcon`, `debug-exit` at line 1 column 8
 did you mean `cpus`?"
     );
 }
@@ -278,12 +282,14 @@ fn a_file_is_loaded_with_paths_relative_to_it() {
     let path = dir.path().join("web.toml");
     fs::write(
         &path,
-        "kernel = \"vmlinuz\"\ninitrd = \"/x\"\nserial = [\"file=log\"]",
+        "kernel = \"vmlinuz\"\ninitrd = \"/x\"\ncpu = \"my.toml\"\nserial = [\"file=log\"]",
     )
     .unwrap();
     let config = MachineConfig::load(&path).unwrap();
     assert_eq!(config.kernel.unwrap().as_path(), dir.path().join("vmlinuz"));
     assert_eq!(config.initrd.unwrap().as_str(), "/x");
+    let cpu = dir.path().join("my.toml").to_string_lossy().into_owned();
+    assert_eq!(config.cpu.to_string(), cpu);
     assert_eq!(
         config.serial[0].path().unwrap().as_path(),
         dir.path().join("log")

@@ -1,8 +1,8 @@
 //! Property tests: every description survives each way of writing it.
 
 use caisson_config::{
-    Accel, ByteSize, CharBackend, DebugExit, FileBackend, HostPath, HugePages, ImageName,
-    MachineConfig, MachineName, Memory, OnReboot, SocketBackend, options,
+    Accel, ByteSize, CharBackend, Cpu, CpuModel, DebugExit, FileBackend, HostPath, HugePages,
+    ImageName, MachineConfig, MachineName, Memory, OnReboot, SocketBackend, options,
 };
 use proptest::prelude::*;
 
@@ -33,6 +33,15 @@ fn backend() -> impl Strategy<Value = CharBackend> {
     ]
 }
 
+fn cpu() -> impl Strategy<Value = Cpu> {
+    prop_oneof![
+        Just(Cpu::Host),
+        Just(Cpu::Model(CpuModel::V1)),
+        Just(Cpu::Model(CpuModel::V3)),
+        path().prop_map(|path| Cpu::File(format!("{path}.toml").parse().unwrap())),
+    ]
+}
+
 fn memory() -> impl Strategy<Value = Memory> {
     let hugepages = prop_oneof![
         Just(HugePages::Auto),
@@ -55,9 +64,10 @@ fn config() -> impl Strategy<Value = MachineConfig> {
             proptest::option::of(path()),
             proptest::option::of(any::<String>()),
             any::<u32>(),
+            cpu(),
         ),
         (
-            prop_oneof![Just(Accel::Auto), Just(Accel::Soft)],
+            prop_oneof![Just(Accel::Auto), Just(Accel::Kvm), Just(Accel::Soft)],
             prop_oneof![Just(OnReboot::Restart), Just(OnReboot::Stop)],
             proptest::collection::vec(any::<String>(), 0..4),
             proptest::collection::vec(backend(), 0..5),
@@ -67,7 +77,7 @@ fn config() -> impl Strategy<Value = MachineConfig> {
         ),
     )
         .prop_map(|(first, second)| {
-            let (name, image, kernel, initrd, cmdline, cpus) = first;
+            let (name, image, kernel, initrd, cmdline, cpus, cpu) = first;
             let (accel, on_reboot, command, serial, memory, debugcon, debug_exit) = second;
             MachineConfig {
                 name,
@@ -76,6 +86,7 @@ fn config() -> impl Strategy<Value = MachineConfig> {
                 initrd,
                 cmdline,
                 cpus,
+                cpu,
                 accel,
                 on_reboot,
                 command,
@@ -119,6 +130,8 @@ proptest! {
             let _ = text.parse::<CharBackend>();
             let _ = text.parse::<Memory>();
             let _ = text.parse::<DebugExit>();
+            let _ = text.parse::<Cpu>();
+            let _ = caisson_config::CpuFile::from_toml(&text);
             let _ = text.parse::<ByteSize>();
             let _ = MachineConfig::from_toml(&text);
             let _ = MachineConfig::from_json(&text);

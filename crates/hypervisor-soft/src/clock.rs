@@ -10,15 +10,24 @@ use std::{
     time::{Duration, Instant},
 };
 
+use caisson_hypervisor::x86::same_tsc_frequency;
+
+/// Fraction bits of the guest's ticks per tick of the host.
+const RATIO_BITS: u32 = 40;
+
 /// How long the TSC is measured where the processor does not say its frequency.
-const CALIBRATION: Duration = Duration::from_millis(10);
+const CALIBRATION: Duration = Duration::from_millis(3);
+/// How often both clocks are read for one moment.
+const READINGS: usize = 16;
 
 /// The clock of one partition. Guest TSC and machine nanoseconds are two scales
 /// of one counter.
 #[derive(Debug)]
 pub(crate) struct Clock {
     hz: u64,
-    /// Guest TSC = host TSC + this (wrapping), while running.
+    /// Guest ticks per host tick, with [`RATIO_BITS`]; `None` is one.
+    ratio: Option<u64>,
+    /// Guest TSC = host TSC in guest ticks + this (wrapping), while running.
     offset: AtomicU64,
     /// Guest TSC at which time stands, while stopped.
     stopped_at: AtomicU64,
@@ -26,14 +35,33 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    /// A running clock whose guest TSC starts at zero.
-    pub(crate) fn new() -> Self {
-        let now = host_tsc();
-        Self {
-            hz: host_tsc_hz(),
-            offset: AtomicU64::new(now.wrapping_neg()),
+    /// A running clock whose guest TSC starts at zero and ticks at `hz`, as the
+    /// host's if that is `None` or as good as the same.
+    pub(crate) fn new(hz: Option<u64>) -> Self {
+        Self::beside(host_tsc_hz(), hz)
+    }
+
+    fn beside(host: u64, hz: Option<u64>) -> Self {
+        let hz = hz.unwrap_or(host).max(1);
+        let same = same_tsc_frequency(hz, host);
+        let ratio = (u128::from(hz) << RATIO_BITS) / u128::from(host.max(1));
+        let clock = Self {
+            hz,
+            ratio: (!same).then(|| u64::try_from(ratio).unwrap_or(u64::MAX)),
+            offset: AtomicU64::new(0),
             stopped_at: AtomicU64::new(0),
             running: AtomicBool::new(true),
+        };
+        clock.set_tsc(0);
+        clock
+    }
+
+    /// The host's TSC in ticks of the guest's.
+    #[inline]
+    fn host(&self) -> u64 {
+        match self.ratio {
+            None => host_tsc(),
+            Some(ratio) => ((u128::from(host_tsc()) * u128::from(ratio)) >> RATIO_BITS) as u64,
         }
     }
 
@@ -45,7 +73,8 @@ impl Clock {
     #[inline]
     pub(crate) fn tsc(&self) -> u64 {
         if self.running.load(Ordering::Relaxed) {
-            host_tsc().wrapping_add(self.offset.load(Ordering::Relaxed))
+            self.host()
+                .wrapping_add(self.offset.load(Ordering::Relaxed))
         } else {
             self.stopped_at.load(Ordering::Relaxed)
         }
@@ -65,7 +94,7 @@ impl Clock {
     /// Moves guest time so that the TSC reads `tsc` now.
     pub(crate) fn set_tsc(&self, tsc: u64) {
         self.offset
-            .store(tsc.wrapping_sub(host_tsc()), Ordering::Relaxed);
+            .store(tsc.wrapping_sub(self.host()), Ordering::Relaxed);
         self.stopped_at.store(tsc, Ordering::Relaxed);
     }
 
@@ -106,11 +135,42 @@ fn from_cpuid() -> Option<u64> {
 }
 
 fn measure() -> u64 {
-    let (t0, i0) = (host_tsc(), Instant::now());
+    let origin = Instant::now();
+    let start = moment(origin);
     std::thread::sleep(CALIBRATION);
-    let (i1, t1) = (i0.elapsed(), host_tsc());
-    let hz = u128::from(t1.wrapping_sub(t0)) * 1_000_000_000 / i1.as_nanos().max(1);
+    let end = moment(origin);
+    let nanos = end.nanos.saturating_sub(start.nanos).max(1);
+    let hz = u128::from(end.tsc.wrapping_sub(start.tsc)) * 1_000_000_000 / nanos;
     (hz as u64).max(1_000_000)
+}
+
+/// Both clocks at one moment.
+struct Moment {
+    tsc: u64,
+    /// Since the origin.
+    nanos: u128,
+    /// TSC ticks that reading them took.
+    took: u64,
+}
+
+/// Of several readings the one that took the least time: a host that does something else between
+/// the two clocks would set them apart.
+fn moment(origin: Instant) -> Moment {
+    let read = || {
+        let before = host_tsc();
+        let nanos = origin.elapsed().as_nanos();
+        let took = host_tsc().wrapping_sub(before);
+        let tsc = before.wrapping_add(took / 2);
+        Moment { tsc, nanos, took }
+    };
+    let mut best = read();
+    for _ in 1..READINGS {
+        let next = read();
+        if next.took < best.took {
+            best = next;
+        }
+    }
+    best
 }
 
 #[cfg(test)]
@@ -119,7 +179,7 @@ mod tests {
 
     #[test]
     fn stopped_time_is_not_seen() {
-        let c = Clock::new();
+        let c = Clock::new(None);
         c.set_running(false);
         let a = c.tsc();
         std::thread::sleep(Duration::from_millis(2));
@@ -128,5 +188,22 @@ mod tests {
         assert!(c.tsc() >= a);
         c.set_tsc(1 << 40);
         assert!(c.tsc() >= 1 << 40);
+    }
+
+    #[test]
+    fn another_frequency_is_kept_and_a_measured_one_is_the_hosts() {
+        let host = host_tsc_hz();
+        let near = Clock::new(Some(host + host / 10_000));
+        assert_eq!((near.hz(), near.ratio), (host + host / 10_000, None));
+        // Half as fast as a host whose TSC is said to tick twice as fast as it does.
+        let slow = Clock::beside(2 * host, Some(host));
+        let (before, at) = (host_tsc(), slow.tsc());
+        std::thread::sleep(Duration::from_millis(20));
+        let (ticks, passed) = (slow.tsc() - at, host_tsc() - before);
+        assert!(ticks <= passed / 2 && ticks > 0, "{ticks} of {passed}");
+        slow.set_running(false);
+        slow.set_tsc(1 << 50);
+        slow.set_running(true);
+        assert!(slow.tsc() >= 1 << 50);
     }
 }

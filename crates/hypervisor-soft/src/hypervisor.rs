@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use caisson_hypervisor::{
-    Availability, Hypervisor, HypervisorError, Partition, PartitionConfig, Probe,
+    Availability, Hypervisor, HypervisorError, Partition, PartitionConfig, Probe, x86::CpuidTable,
 };
 
 use crate::{exec_memory::ExecMemory, partition::SoftPartition};
@@ -39,10 +39,30 @@ impl Hypervisor for Soft {
         MAX_VCPUS
     }
 
+    fn offers(&self, vcpus: u32) -> Result<CpuidTable, HypervisorError> {
+        Ok(crate::vcpu::cpuid::most(vcpus, crate::clock::host_tsc_hz()))
+    }
+
+    fn warm_up(&self) {
+        // It is asked again by whoever needs it, and then answers at once or is waited for.
+        let _ = std::thread::Builder::new()
+            .name("tsc".into())
+            .spawn(crate::clock::host_tsc_hz);
+    }
+
     fn create_partition(
         &self,
         config: PartitionConfig,
     ) -> Result<Arc<dyn Partition>, HypervisorError> {
+        if let Some(table) = &config.cpuid {
+            let lacking = table.lacking(&self.offers(config.vcpus)?);
+            if !lacking.is_empty() {
+                return Err(HypervisorError::Processor {
+                    backend: "soft",
+                    lacking,
+                });
+            }
+        }
         Ok(Arc::new(SoftPartition::new(config)?))
     }
 }

@@ -13,7 +13,26 @@ mod hypervisor;
 mod msr;
 mod partition;
 mod shared;
+mod speculation;
+mod stepper;
 mod timer;
 mod vcpu;
 
 pub use hypervisor::{MAX_VCPUS, Soft};
+pub use stepper::{StepEnd, Stepper, Steppers};
+
+/// The CPUID that guests of this backend see by default, with `vcpus` vCPUs.
+pub fn cpuid(vcpus: u32) -> caisson_hypervisor::x86::CpuidTable {
+    vcpu::cpuid::host_table(vcpus, clock::host_tsc_hz())
+}
+
+/// What the software CPU would offer on a host with the leaves of `host`, whose
+/// TSC's frequency does not matter. Takes no CPUID instruction, which is slow in
+/// a virtual machine, and no time to measure a frequency.
+pub fn cpuid_of(
+    host: &caisson_hypervisor::x86::CpuidTable,
+    vcpus: u32,
+) -> caisson_hypervisor::x86::CpuidTable {
+    const SOME_HZ: u64 = 1_000_000_000;
+    vcpu::cpuid::table_of(|leaf, subleaf| host.get(leaf, subleaf), vcpus, SOME_HZ)
+}

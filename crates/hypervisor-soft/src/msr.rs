@@ -12,7 +12,6 @@ pub(crate) const TSC_DEADLINE: u32 = 0x6e0;
 const PLATFORM_ID: u32 = 0x17;
 const BIOS_SIGN_ID: u32 = 0x8b;
 const MTRRCAP: u32 = 0xfe;
-const ARCH_CAPABILITIES: u32 = 0x10a;
 const MCG_CAP: u32 = 0x179;
 const MCG_STATUS: u32 = 0x17a;
 const DEBUGCTL: u32 = 0x1d9;
@@ -113,7 +112,6 @@ pub(crate) fn read_constant(index: u32) -> Option<u64> {
         PLATFORM_ID | MCG_CAP | MCG_STATUS | DEBUGCTL => Some(0),
         // A microcode revision high enough that no guest thinks of errata.
         BIOS_SIGN_ID => Some(0xffff_ffff << 32),
-        ARCH_CAPABILITIES => Some(super::vcpu::cpuid::arch_capabilities()),
         _ => None,
     }
 }

@@ -55,6 +55,7 @@ impl SoftPartition {
             config.memory,
             config.vcpus,
             cpuid,
+            clock::Clock::new(config.tsc_hz),
             thunks,
             phys_bits,
         ));
@@ -75,19 +76,8 @@ impl SoftPartition {
         })
     }
 
-    fn only_vtl0(vtl: Vtl) -> bool {
-        vtl == Vtl::VTL0
-    }
-}
-
-impl Drop for SoftPartition {
-    fn drop(&mut self) {
-        self.shared.timers.stop();
-    }
-}
-
-impl Partition for SoftPartition {
-    fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, HypervisorError> {
+    /// See [`Partition::create_vcpu`].
+    pub(crate) fn vcpu(&self, index: u32) -> Result<SoftVcpu, HypervisorError> {
         let count = self.shared.vcpus.len() as u32;
         if index >= count {
             return Err(HypervisorError::TooManyVcpus {
@@ -102,7 +92,23 @@ impl Partition for SoftPartition {
                 "vCPU {index} exists already"
             )));
         }
-        Ok(Box::new(SoftVcpu::new(self.shared.clone(), index)))
+        Ok(SoftVcpu::new(self.shared.clone(), index))
+    }
+
+    fn only_vtl0(vtl: Vtl) -> bool {
+        vtl == Vtl::VTL0
+    }
+}
+
+impl Drop for SoftPartition {
+    fn drop(&mut self) {
+        self.shared.timers.stop();
+    }
+}
+
+impl Partition for SoftPartition {
+    fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, HypervisorError> {
+        Ok(Box::new(self.vcpu(index)?))
     }
 
     fn set_memory(&self, vtl: Vtl, memory: GuestMemory) -> Result<(), HypervisorError> {

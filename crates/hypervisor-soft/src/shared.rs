@@ -154,13 +154,14 @@ impl Shared {
         memory: GuestMemory,
         vcpus: u32,
         cpuid: CpuidTable,
+        clock: Clock,
         thunks: ExecMemory,
         phys_bits: u8,
     ) -> Self {
         let ids: Vec<u32> = (0..vcpus).collect();
         let code = CodeMap::new(&memory);
         Self {
-            clock: Clock::new(),
+            clock,
             apic: ApicBus::new(&ids),
             vcpus: (0..vcpus).map(|_| Remote::new()).collect(),
             timers: Arc::new(Timers::new(vcpus as usize)),

@@ -110,6 +110,7 @@ fn start(code: &[u8]) -> (Box<dyn Vcpu>, MemoryView) {
             memory,
             cpuid: None,
             tsc_hz: None,
+            dirty: Default::default(),
         })
         .unwrap();
     let mut v = p.create_vcpu(0).unwrap();

@@ -1,6 +1,6 @@
 //! What can go wrong between a machine and its backend.
 
-use alloc::string::String;
+use alloc::{string::String, vec::Vec};
 
 use caisson_memory::Gpa;
 
@@ -26,6 +26,14 @@ pub enum HypervisorError {
         asked: u32,
         /// Allowed.
         limit: u32,
+    },
+    /// A processor that this host's backend cannot give: everything that it lacks.
+    #[error("{backend} cannot give a guest this processor on this host, which lacks: {}", lacking.join(", "))]
+    Processor {
+        /// The backend's name.
+        backend: &'static str,
+        /// See [`CpuidTable::lacking`](crate::x86::CpuidTable::lacking).
+        lacking: Vec<String>,
     },
     /// A memory region could not be mapped.
     #[error("cannot map guest memory at {gpa}: {reason}")]

@@ -12,15 +12,22 @@ extern crate alloc;
 
 mod bus;
 mod error;
+mod event;
 mod exit;
 mod partition;
+mod power;
 mod probe;
 mod vcpu;
 pub mod x86;
 
 pub use bus::{Access, BusAnswer, IoBus, NullBus, Space};
 pub use error::HypervisorError;
+pub use event::{
+    Doorbell, DoorbellHandle, DoorbellMatch, Doorbells, Event, Events, InterruptEvent,
+    InterruptEvents, RawEvent,
+};
 pub use exit::{Completion, CrashReason, Exit, Pending};
-pub use partition::{DirtyLog, Msi, Partition, PartitionConfig, PartitionPower};
+pub use partition::{Msi, Partition, PartitionConfig};
+pub use power::{BackendMemory, DirtyLog, DirtyMethod, PartitionPower};
 pub use probe::{Availability, Hypervisor, Probe};
 pub use vcpu::{KickHandle, Vcpu, VcpuStats};

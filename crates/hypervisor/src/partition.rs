@@ -1,10 +1,10 @@
 //! A machine's share of a hypervisor.
 
-use alloc::{boxed::Box, sync::Arc};
+use alloc::boxed::Box;
 
-use caisson_memory::{DirtyBitmap, GuestMemory, Vtl};
+use caisson_memory::{GuestMemory, Vtl};
 
-use crate::{HypervisorError, Vcpu, x86::CpuidTable};
+use crate::{DirtyMethod, HypervisorError, PartitionPower, Vcpu, x86::CpuidTable};
 
 /// A message-signalled interrupt (Intel SDM Vol. 3 §11.11).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -24,10 +24,28 @@ pub struct PartitionConfig {
     /// All memory.
     pub memory: GuestMemory,
     /// CPUID as the guest sees it, before per-vCPU leaves (APIC ids) are
-    /// filled in; `None` takes the backend's own default model.
+    /// filled in. It must not promise more than [`Hypervisor::offers`](crate::Hypervisor::offers).
+    /// `None` takes the backend's own default, the host's processor.
     pub cpuid: Option<CpuidTable>,
     /// Frequency that the guest's TSC is to have, in Hz; `None` is the host's.
     pub tsc_hz: Option<u64>,
+    /// How to note written pages, where there is a choice: it has to be made
+    /// before any vCPU exists. [`DirtyLog::method`](crate::DirtyLog::method)
+    /// tells what came of it.
+    pub dirty: DirtyMethod,
+}
+
+impl PartitionConfig {
+    /// `vcpus` vCPUs and `memory`; the rest as the backend has it.
+    pub fn new(vcpus: u32, memory: GuestMemory) -> Self {
+        Self {
+            vcpus,
+            memory,
+            cpuid: None,
+            tsc_hz: None,
+            dirty: DirtyMethod::default(),
+        }
+    }
 }
 
 /// One virtual machine of a backend. Shared by all threads of the machine.
@@ -70,23 +88,4 @@ pub trait Partition: Send + Sync {
 
     /// A power that not every backend has.
     fn power(&self) -> PartitionPower<'_>;
-}
-
-/// The optional powers of a partition.
-#[derive(Default)]
-#[non_exhaustive]
-pub struct PartitionPower<'a> {
-    /// Noting which pages vCPUs write.
-    pub dirty_log: Option<&'a dyn DirtyLog>,
-}
-
-/// Starts and stops noting the pages that vCPUs write.
-pub trait DirtyLog: Send + Sync {
-    /// From now on, vCPU writes mark `bitmap`s of the regions that have one.
-    ///
-    /// # Errors
-    /// The host out of resources.
-    fn set_enabled(&self, enabled: bool) -> Result<(), HypervisorError>;
-    /// Makes every write of every vCPU so far visible in the bitmaps.
-    fn sync(&self, bitmap: &Arc<DirtyBitmap>);
 }

@@ -2,7 +2,7 @@
 
 use alloc::{string::String, sync::Arc};
 
-use crate::{HypervisorError, Partition, PartitionConfig};
+use crate::{HypervisorError, Partition, PartitionConfig, x86::CpuidTable};
 
 /// How well a backend works on this host.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -32,13 +32,30 @@ pub trait Hypervisor: Send + Sync {
     fn name(&self) -> &'static str;
     /// Whether it works here. Takes about a millisecond at most.
     fn probe(&self) -> Probe;
+    /// Why it cannot be used at all, as far as that can be told without
+    /// running a guest. Takes microseconds.
+    fn absence(&self) -> Option<Probe> {
+        let probe = self.probe();
+        (probe.availability == Availability::Absent).then_some(probe)
+    }
     /// The most vCPUs a partition may have.
     fn max_vcpus(&self) -> u32;
+    /// The most that this backend can give a guest with `vcpus` vCPUs on this host:
+    /// every feature at once. Names, caches and topology are those that a guest
+    /// gets by default.
+    ///
+    /// # Errors
+    /// The backend is absent, or the host does not say.
+    fn offers(&self, vcpus: u32) -> Result<CpuidTable, HypervisorError>;
+    /// Begins, in the background, to ask the host for what [`Self::create_partition`] will need and
+    /// what takes long. For callers that have something else to do first; never necessary.
+    fn warm_up(&self) {}
     /// Makes a partition.
     ///
     /// # Errors
-    /// The backend is absent, the configuration is beyond it, or the host is
-    /// out of resources.
+    /// The backend is absent, the configuration is beyond it (for the processor,
+    /// [`HypervisorError::Processor`] with everything that is lacking), or the host
+    /// is out of resources.
     fn create_partition(
         &self,
         config: PartitionConfig,

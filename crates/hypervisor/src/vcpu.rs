@@ -82,4 +82,7 @@ pub struct VcpuStats {
     pub tlb_misses: u64,
     /// TLB flushes asked by the guest.
     pub tlb_flushes: u64,
+    /// Instructions that the host's hypervisor gave up on and the software CPU
+    /// executed in its stead.
+    pub emulated: u64,
 }

@@ -20,10 +20,10 @@ mod progress;
 mod store;
 
 pub use cmdline::{CmdlineOptions, GuestMode, default_cmdline};
-pub use deb::{Limits, unpack};
+pub use deb::{Limits, unpack, unpack_some};
 pub use error::{ImageError, human_bytes};
 pub use initramfs::{INIT, InitramfsSpec, ModuleSet, build_initramfs, write_initramfs};
 pub use manifest::ImageInfo;
 pub use mini::{MINI, MiniImage};
 pub use progress::{Progress, Silent, TerminalProgress};
-pub use store::{ImageStore, Package};
+pub use store::{ImageStore, Package, PackageFile};

@@ -48,6 +48,17 @@ pub struct Package {
     pub root: PathBuf,
 }
 
+/// A fetched package, as it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackageFile {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The package file, for [`unpack`](crate::unpack()) and [`unpack_some`](crate::unpack_some()).
+    pub file: PathBuf,
+}
+
 impl ImageStore {
     /// The store in `$XDG_CACHE_HOME/caisson`, or `~/.cache/caisson`. Nothing is created yet.
     ///
@@ -284,6 +295,32 @@ impl ImageStore {
             packages.push(self.unpacked(&source)?);
         }
         Ok(packages)
+    }
+
+    /// Fetches the newest versions of packages without what they depend on, and leaves them packed:
+    /// for those of which only a part is wanted. In the order of `names`.
+    ///
+    /// # Errors
+    /// If there is no such package, or one cannot be fetched.
+    pub fn package_files(
+        &self,
+        names: &[&str],
+        progress: &dyn Progress,
+    ) -> Result<Vec<PackageFile>, ImageError> {
+        let lock = self.lock(progress)?;
+        let apt = self.apt();
+        apt.refresh(FRESH_ENOUGH, &lock, progress)?;
+        let mut files = Vec::new();
+        for name in names {
+            let record = apt.record(name, &lock)?;
+            let source = self.fetch(&apt, record, &lock, progress)?;
+            files.push(PackageFile {
+                name: source.record.name,
+                version: source.record.version,
+                file: source.file,
+            });
+        }
+        Ok(files)
     }
 
     fn image_folder(&self, name: &str) -> Result<PathBuf, ImageError> {

@@ -76,6 +76,7 @@ fn the_small_guest_is_pulled_kept_and_removed() {
     modules_come_with_what_they_need(&store);
     a_damaged_or_interrupted_download_is_mended(&store);
     dependencies_come_along(&store);
+    packages_are_left_packed_and_alone(&store);
     a_package_that_does_not_exist_is_named(&store);
 
     store.remove("mini", &Silent).unwrap();
@@ -148,8 +149,24 @@ fn dependencies_come_along(store: &ImageStore) {
     }
 }
 
+fn packages_are_left_packed_and_alone(store: &ImageStore) {
+    let files = store
+        .package_files(&["zlib1g-dev", "zlib1g"], &Silent)
+        .unwrap();
+    let names: Vec<_> = files.iter().map(|file| file.name.as_str()).collect();
+    assert_eq!(names, ["zlib1g-dev", "zlib1g"]);
+    for file in &files {
+        assert!(file.file.is_file(), "{}", file.name);
+    }
+    let stem = files[0].file.file_stem().unwrap();
+    assert!(!store.root().join("packages/unpacked").join(stem).exists());
+}
+
 fn a_package_that_does_not_exist_is_named(store: &ImageStore) {
     for error in [
+        store
+            .package_files(&["no-such-package-xyz"], &Silent)
+            .unwrap_err(),
         store.package("no-such-package-xyz", &Silent).unwrap_err(),
         store
             .packages_with_dependencies(&["no-such-package-xyz"], &Silent)

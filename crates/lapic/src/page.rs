@@ -48,10 +48,12 @@ impl Lapic {
     }
 
     /// Takes over the registers of a page made at `now`, in the mode that IA32_APIC_BASE says. Bits that do not exist
-    /// are dropped; the id is not taken over.
+    /// are dropped; the id is not taken over. Of the version register counts whether EOI broadcasts can be switched
+    /// off: software has read it.
     pub fn load_page(&mut self, page: &[u8; PAGE_LEN], now: Time) {
         let x2apic = self.mode() == Mode::X2Apic;
         self.state.reset_registers();
+        self.config.directed_eoi = get(page, regs::VERSION) & regs::VERSION_DIRECTED_EOI != 0;
         let svr_writable = self.svr_writable();
         let state = &mut self.state;
         state.tpr = get(page, regs::TPR) as u8;
@@ -92,6 +94,22 @@ mod tests {
     use proptest::prelude::*;
 
     const T0: Time = Time { nanos: 0, tsc: 0 };
+
+    #[test]
+    fn a_page_carries_whether_eoi_broadcasts_can_be_switched_off() {
+        for (offered, other) in [(false, true), (true, false)] {
+            let config = |directed_eoi| Config {
+                directed_eoi,
+                ..Config::new(0, true)
+            };
+            let mut lapic = Lapic::new(config(offered));
+            let _ = lapic.write_mmio(0xF0, &0x11FFu32.to_le_bytes(), T0);
+            let page = lapic.to_page(T0);
+            let mut other = Lapic::new(config(other));
+            other.load_page(&page, T0);
+            assert_eq!(other.to_page(T0), page);
+        }
+    }
 
     #[test]
     fn a_page_carries_the_registers() {
@@ -165,7 +183,7 @@ mod tests {
         fn any_page_gives_a_state_that_can_be_saved(bytes in prop::collection::vec(any::<u8>(), PAGE_LEN)) {
             let mut lapic = Lapic::new(Config::new(0, true));
             lapic.load_page(&bytes.try_into().unwrap(), T0);
-            let mut other = Lapic::new(Config::new(0, true));
+            let mut other = Lapic::new(lapic.config);
             prop_assert_eq!(other.restore(&lapic.save()), Ok(()));
             let page = lapic.to_page(T0);
             other.load_page(&page, T0);

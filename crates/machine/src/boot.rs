@@ -3,7 +3,6 @@
 use std::{
     fs::File,
     io::{self, Read},
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -11,7 +10,7 @@ use std::{
 use caisson_firmware::{BootState, ImportData, ImportList, LoadRequest, MemoryMap, Module, load};
 use caisson_memory::{MemoryError, MemoryView};
 
-use crate::MachineError;
+use crate::{MachineError, host};
 
 const MIB: u64 = 1 << 20;
 /// A file that the guest starts from. Regular files are read when they are needed, at the start and at each reset, so
@@ -119,7 +118,7 @@ impl Input {
                     return Err(too_large(len));
                 }
                 let mut bytes = vec![0; usize::try_from(len).map_err(|_| too_large(len))?];
-                file.read_exact_at(&mut bytes, 0).map_err(fail)?;
+                host::read_exact_at(file, &mut bytes, 0).map_err(fail)?;
                 Ok(Contents::Read(bytes))
             }
         }
@@ -241,7 +240,9 @@ mod tests {
             bytes: 2 << 20,
             hugepages: caisson_config::HugePages::Off,
         };
-        let memory = MemoryView::new(crate::ram::allocate(&map, &spec).unwrap());
+        let memory = MemoryView::new(
+            crate::ram::table(&map, &crate::ram::allocate(&map, &spec).unwrap()).unwrap(),
+        );
         memory.fill(Gpa(0), 2 << 20, 0xcc).unwrap();
         let mut list = ImportList::new();
         let import = |gpa, data| caisson_firmware::Import {

@@ -3,8 +3,10 @@
 use std::{io, path::PathBuf};
 
 use caisson_device::{ClaimError, StateError, TooManySources};
-use caisson_hypervisor::HypervisorError;
-use caisson_memory::{MemoryError, TableError};
+use caisson_hypervisor::{HypervisorError, x86::ProcessorError};
+use caisson_memory::{MemoryError, TableError, host::HUGE_PAGES_REMEDY};
+
+use crate::SnapshotError;
 
 /// Why a machine could not be made or could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +22,28 @@ pub enum MachineError {
         /// The most it runs.
         limit: u32,
     },
+    /// A processor that the backend cannot give on this host.
+    #[error("the backend \"{backend}\" cannot give guests the processor \"{cpu}\" on this host, which lacks: {}; \
+        choose a lesser one, remove these with a file (see `caisson run --help`), or use --cpu host", lacking.join(", "))]
+    Cpu {
+        /// The processor as it was asked for.
+        cpu: String,
+        /// The backend's name.
+        backend: &'static str,
+        /// Everything that is not there.
+        lacking: Vec<String>,
+    },
+    /// A described processor that cannot be.
+    #[error("processor \"{cpu}\": {source}")]
+    CpuDescription {
+        /// The file.
+        cpu: String,
+        /// What is wrong with it.
+        source: ProcessorError,
+    },
+    /// The file that describes the processor cannot be read, or does not make sense. The text names it.
+    #[error("{0}")]
+    CpuFile(String),
     /// More RAM than the host has.
     #[error(
         "{asked} MiB of guest memory are more than this host's {host} MiB; give the machine less"
@@ -34,8 +58,8 @@ pub enum MachineError {
     #[error(transparent)]
     MemoryMap(#[from] caisson_firmware::MemoryMapError),
     /// The host refused the memory.
-    #[error("cannot get {mib} MiB of guest memory from the host: {source}{}", if *.huge {
-        "; reserve 2 MiB pages in /proc/sys/vm/nr_hugepages, or leave hugepages off" } else { "" })]
+    #[error("cannot get {mib} MiB of guest memory from the host: {source}{}{}",
+        if *.huge { "; " } else { "" }, if *.huge { HUGE_PAGES_REMEDY } else { "" })]
     Memory {
         /// Asked for, in MiB.
         mib: u64,
@@ -147,7 +171,15 @@ pub enum MachineError {
         /// Why.
         source: StateError,
     },
-    /// Saved state of another machine.
-    #[error("saved state does not fit this machine: {0}")]
-    Mismatch(String),
+    /// Saved state of another machine, or for another host.
+    #[error("the saved machine cannot go on here: {}", .0.join("; "))]
+    CannotRestore(Vec<String>),
+    /// A file of a snapshot cannot be read or written.
+    #[error("snapshot \"{}\": {source}", path.display())]
+    Snapshot {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: SnapshotError,
+    },
 }

@@ -35,11 +35,20 @@
 //! a kernel panic are crashes, and [`OnCrash`] says what they do. A panic is recognised by what Linux prints on its
 //! console before the reset that `panic=-1` makes it ask for: this needs no driver in the guest and works from the
 //! kernel's first line on. A kernel that does not reset after a panic stands still, as on hardware.
-#![forbid(unsafe_code)]
+//!
+//! # Hosts
+//!
+//! What differs between the operating systems of hosts is in `host` and, for memory, in
+//! [`caisson_memory::host`]. Only Linux's part has been run; those of macOS and Windows are type-checked.
+#![cfg_attr(not(windows), forbid(unsafe_code))]
+// `host` calls Windows for what the standard library lacks.
+#![cfg_attr(windows, deny(unsafe_code))]
 
 mod boot;
 mod command;
+mod cpu;
 mod error;
+mod host;
 mod inspect;
 mod io;
 mod machine;
@@ -48,19 +57,20 @@ mod pc;
 mod ram;
 mod run;
 mod serial;
+mod snapshot;
 mod spec;
-mod state;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
 
 pub use boot::{BootSpec, Input};
+pub use caisson_memory::host::physical_memory as host_memory;
 pub use command::{CommandEnd, CommandEnding, CommandSession, command};
+pub use cpu::CpuSpec;
 pub use error::MachineError;
 pub use machine::{Machine, Phase};
 pub use outcome::{Fault, Outcome};
-pub use ram::host_memory;
-pub use serial::{Closed, HostEnd, SerialInput, SocketEnd, StreamEnd};
+pub use serial::{Closed, HostEnd, NullEnd, SerialInput, SocketEnd, StreamEnd};
+pub use snapshot::{Elapsed, SavedMachine, Snapshot, SnapshotError};
 pub use spec::{MachineSpec, MemorySpec, OnCrash, SERIAL_PORTS};
-pub use state::SavedMachine;

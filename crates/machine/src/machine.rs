@@ -10,7 +10,7 @@ use caisson_config::OnReboot;
 use caisson_device::{Clock, ResetKind};
 use caisson_firmware::MemoryMap;
 use caisson_hypervisor::{Partition, PartitionConfig};
-use caisson_memory::{GuestMemory, MemoryView, Vtl};
+use caisson_memory::{GuestMemory, MemoryView, Vtl, host::Mapping};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::{
@@ -31,6 +31,7 @@ use crate::{
         vcpus::Vcpus,
     },
     serial::{HostEnd, OutputQueue, PanicWatch, Pump, SerialInput},
+    snapshot::WholeState,
 };
 
 /// How long vCPUs get to leave guest code. They need microseconds; this only bounds a fault of ours.
@@ -73,12 +74,19 @@ impl Port {
     pub(crate) fn new(name: String, mut end: Box<dyn HostEnd>, watch: Option<PanicWatch>) -> Self {
         let input = SerialInput::default();
         end.attach(input.clone());
+        let output = OutputQueue::new(watch);
+        let patience = end.patience();
+        let null = end.is_null();
+        if null {
+            output.abandon();
+        }
         Self {
             name,
-            output: OutputQueue::new(watch),
+            output,
             input,
-            patience: end.patience(),
-            end: Mutex::new(Some(end)),
+            patience,
+            // Nobody needs no thread.
+            end: Mutex::new((!null).then_some(end)),
         }
     }
 }
@@ -90,6 +98,8 @@ pub(crate) struct Shared {
     pub(crate) phase: Mutex<Phase>,
     pub(crate) partition: Arc<dyn Partition>,
     pub(crate) memory: GuestMemory,
+    /// What RAM lies in.
+    pub(crate) mapping: Arc<Mapping>,
     pub(crate) vcpus: Arc<Vcpus>,
     pub(crate) bus: MachineBus,
     pub(crate) pc: Pc,
@@ -106,6 +116,14 @@ pub(crate) struct Shared {
     ended: Condvar,
 }
 
+/// What a machine's RAM holds at first.
+pub(crate) enum Start {
+    /// Zeros.
+    New,
+    /// What was saved.
+    Saved(Arc<Mapping>),
+}
+
 /// A virtual machine. All methods may be called from any thread; dropping it ends it.
 pub struct Machine {
     shared: Arc<Shared>,
@@ -118,15 +136,20 @@ impl Machine {
     /// # Errors
     /// Whatever of it cannot be had; see [`MachineError`].
     pub fn new(spec: MachineSpec) -> Result<Self, MachineError> {
-        let machine = Self::assemble(spec)?;
+        let machine = Self::assemble(spec, Start::New, None)?;
         let shared = &machine.shared;
         shared.pc.reset(ResetKind::PowerOn);
         shared.load()?;
         Ok(machine)
     }
 
-    /// Makes the machine's parts, in no particular state.
-    pub(crate) fn assemble(spec: MachineSpec) -> Result<Self, MachineError> {
+    /// Makes the machine's parts, in no particular state; what a guest has learned of its processors and its time is
+    /// as in `saved`.
+    pub(crate) fn assemble(
+        spec: MachineSpec,
+        start: Start,
+        saved: Option<&WholeState>,
+    ) -> Result<Self, MachineError> {
         let backend = spec.hypervisor.name();
         let limit = spec.hypervisor.max_vcpus();
         if spec.vcpus == 0 || spec.vcpus > limit {
@@ -136,13 +159,25 @@ impl Machine {
                 limit,
             });
         }
+        let cpuid = match saved {
+            Some(saved) => Some(saved.cpuid.clone()),
+            None => spec
+                .cpu
+                .table(&*spec.hypervisor, spec.vcpus, spec.memory.bytes)?,
+        };
         // How far the vCPUs reach is known once there is a partition.
-        let memory = ram::allocate(&MemoryMap::new(spec.memory.bytes, 52)?, &spec.memory)?;
+        let map = MemoryMap::new(spec.memory.bytes, 52)?;
+        let mapping = match start {
+            Start::New => ram::allocate(&map, &spec.memory)?,
+            Start::Saved(mapping) => mapping,
+        };
+        let memory = ram::table(&map, &mapping)?;
         let partition = spec.hypervisor.create_partition(PartitionConfig {
             vcpus: spec.vcpus,
             memory: memory.clone(),
-            cpuid: None,
-            tsc_hz: None,
+            cpuid,
+            tsc_hz: saved.map(|saved| saved.tsc_hz),
+            dirty: Default::default(),
         })?;
         let map = MemoryMap::new(spec.memory.bytes, physical_address_bits(&*partition))?;
         partition.set_clock_running(false);
@@ -210,6 +245,7 @@ impl Machine {
             phase: Mutex::new(Phase::Created),
             partition,
             memory,
+            mapping,
             vcpus,
             bus,
             pc,
@@ -237,10 +273,8 @@ impl Machine {
     /// It was started before, or the host refused a thread.
     pub fn start(&self) -> Result<(), MachineError> {
         let mut phase = self.shared.phase_for("started", &[Phase::Created])?;
-        let supervisor = supervisor::start(&self.shared)?;
+        let supervisor = supervisor::start(&self.shared, &mut phase)?;
         *self.supervisor.lock() = Some(supervisor);
-        *phase = Phase::Paused;
-        self.shared.go(&mut phase);
         Ok(())
     }
 
@@ -367,6 +401,7 @@ impl Drop for Machine {
         if let Some(supervisor) = self.supervisor.lock().take() {
             let _ = supervisor.join();
         }
+        self.shared.worker.forget_work();
     }
 }
 

@@ -2,8 +2,10 @@
 
 use core::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Why a machine is no longer running. There is exactly one per machine; it never changes once it is known.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// The guest switched itself off (ACPI S5).
     PowerOff,
@@ -23,7 +25,7 @@ pub enum Outcome {
 }
 
 /// Where a vCPU was when it triple-faulted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
     /// The vCPU.
     pub vcpu: u32,

@@ -1,31 +1,21 @@
 //! Guest RAM: laid out as firmware says, backed by one host mapping, never touched before the guest does.
 
+use std::sync::Arc;
+
 use caisson_firmware::MemoryMap;
 use caisson_memory::{
     Gpa, GuestMemory, RegionKind,
-    host::{HugePages, Mapping},
+    host::{HugePages, Mapping, physical_memory},
 };
 
 use crate::{MachineError, MemorySpec};
 
 const MIB: u64 = 1 << 20;
 
-/// RAM of the host in bytes, if it says.
-pub fn host_memory() -> Option<u64> {
-    let info = rustix::system::sysinfo();
-    // The types of the fields differ between architectures.
-    #[allow(
-        clippy::useless_conversion,
-        reason = "not useless where the kernel's unsigned long has 32 bits"
-    )]
-    let (total, unit) = (u64::from(info.totalram), u64::from(info.mem_unit));
-    total.checked_mul(unit.max(1)).filter(|bytes| *bytes > 0)
-}
-
 /// Gets the memory that `map` calls for.
-pub(crate) fn allocate(map: &MemoryMap, spec: &MemorySpec) -> Result<GuestMemory, MachineError> {
+pub(crate) fn allocate(map: &MemoryMap, spec: &MemorySpec) -> Result<Arc<Mapping>, MachineError> {
     let bytes = map.ram_bytes();
-    if let Some(host) = host_memory()
+    if let Some(host) = physical_memory()
         && bytes > host
     {
         return Err(MachineError::HostMemory {
@@ -39,12 +29,15 @@ pub(crate) fn allocate(map: &MemoryMap, spec: &MemorySpec) -> Result<GuestMemory
         caisson_config::HugePages::Off => HugePages::Off,
     };
     let huge = pages == HugePages::Hugetlb;
-    let mapping =
-        Mapping::new("caisson-ram", bytes, pages).map_err(|source| MachineError::Memory {
-            mib: bytes / MIB,
-            huge,
-            source,
-        })?;
+    Mapping::new("caisson-ram", bytes, pages).map_err(|source| MachineError::Memory {
+        mib: bytes / MIB,
+        huge,
+        source,
+    })
+}
+
+/// Lays `mapping`, which has as many bytes as `map` has RAM, out in the guest's address space.
+pub(crate) fn table(map: &MemoryMap, mapping: &Arc<Mapping>) -> Result<GuestMemory, MachineError> {
     let mut offset = 0;
     let mut regions = Vec::new();
     for range in map.backing() {
@@ -67,7 +60,7 @@ mod tests {
             bytes: 6 * gib,
             hugepages: caisson_config::HugePages::Off,
         };
-        let memory = allocate(&map, &spec).unwrap();
+        let memory = table(&map, &allocate(&map, &spec).unwrap()).unwrap();
         let ranges: Vec<_> = memory
             .regions()
             .iter()
@@ -78,7 +71,7 @@ mod tests {
 
     #[test]
     fn more_than_the_host_has_is_refused_with_both_numbers() {
-        let host = host_memory().unwrap();
+        let host = physical_memory().unwrap();
         let map = MemoryMap::new((host + (1 << 30)) & !4095, 52).unwrap();
         let spec = MemorySpec {
             bytes: map.ram_bytes(),

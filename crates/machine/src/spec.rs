@@ -6,8 +6,8 @@ use caisson_config::{CharBackend, HugePages, MachineConfig, OnReboot};
 use caisson_hypervisor::Hypervisor;
 
 use crate::{
-    BootSpec, MachineError,
-    serial::{HostEnd, SocketEnd, StreamEnd},
+    BootSpec, CpuSpec, MachineError,
+    serial::{HostEnd, NullEnd, SocketEnd, StreamEnd},
 };
 
 /// How many serial ports a PC has.
@@ -41,6 +41,8 @@ pub struct MachineSpec {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// How many vCPUs, at least 1.
     pub vcpus: u32,
+    /// Which processor each is.
+    pub cpu: CpuSpec,
     /// RAM.
     pub memory: MemorySpec,
     /// What it starts.
@@ -86,6 +88,7 @@ impl MachineSpec {
             name: config.name.to_string(),
             hypervisor,
             vcpus: config.cpus,
+            cpu: CpuSpec::open(&config.cpu)?,
             memory: MemorySpec {
                 bytes: config.memory.size.bytes(),
                 hugepages: config.memory.hugepages,
@@ -107,7 +110,7 @@ fn open(
 ) -> Result<Box<dyn HostEnd>, MachineError> {
     Ok(match backend {
         CharBackend::Stdio => stdio().ok_or_else(|| MachineError::NoStdio { port: port.into() })?,
-        CharBackend::Null => Box::new(StreamEnd::new(std::io::sink())),
+        CharBackend::Null => Box::new(NullEnd),
         CharBackend::File(file) => {
             let path = file.path.as_path();
             let end = StreamEnd::file(path, file.append);

@@ -18,7 +18,7 @@ use caisson_hypervisor::{
 use caisson_memory::{Gpa, GuestMemory, Vtl};
 use parking_lot::{Condvar, Mutex};
 
-use crate::{BootSpec, Input, MachineSpec, MemorySpec, OnCrash, SERIAL_PORTS};
+use crate::{BootSpec, CpuSpec, Input, MachineSpec, MemorySpec, OnCrash, SERIAL_PORTS};
 
 /// One thing that a scripted vCPU does.
 pub(crate) enum Step {
@@ -105,6 +105,9 @@ impl Hypervisor for Handle {
     }
     fn max_vcpus(&self) -> u32 {
         8
+    }
+    fn offers(&self, _: u32) -> Result<CpuidTable, HypervisorError> {
+        Ok(CpuidTable::default())
     }
     fn create_partition(&self, _: PartitionConfig) -> Result<Arc<dyn Partition>, HypervisorError> {
         Ok(Arc::new(ScriptedPartition {
@@ -382,12 +385,18 @@ pub(crate) fn kernel() -> Vec<u8> {
     bytes
 }
 
+/// A backend whose vCPUs do nothing.
+pub(crate) fn scripted_hypervisor() -> Arc<dyn Hypervisor> {
+    Arc::new(Handle(Scripted::new(Vec::new())))
+}
+
 /// A machine whose first vCPU follows `script`.
 pub(crate) fn spec(backend: &Arc<Scripted>) -> MachineSpec {
     MachineSpec {
         name: "test".into(),
         hypervisor: Arc::new(Handle(backend.clone())),
         vcpus: 1,
+        cpu: CpuSpec::host(),
         memory: MemorySpec {
             bytes: 4 << 20,
             hugepages: caisson_config::HugePages::Off,

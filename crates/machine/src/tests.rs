@@ -296,7 +296,7 @@ fn a_machine_goes_on_where_it_was_saved() {
     drop(machine);
 
     let other = Scripted::new(vec![Step::In(0x80, 1)]);
-    let restored = Machine::restore(spec(&other), &saved, |_| Ok(())).unwrap();
+    let restored = Machine::restore_state(spec(&other), &saved, |_| Ok(())).unwrap();
     assert_eq!(restored.save_state().unwrap(), saved);
     restored.start().unwrap();
     assert_eq!(other.wait_for_log(1), [[0x5a]]);
@@ -304,7 +304,7 @@ fn a_machine_goes_on_where_it_was_saved() {
 
     let mut more = spec(&other);
     more.vcpus = 2;
-    let error = Machine::restore(more, &saved, |_| Ok(()))
+    let error = Machine::restore_state(more, &saved, |_| Ok(()))
         .err()
         .unwrap()
         .to_string();
@@ -314,7 +314,7 @@ fn a_machine_goes_on_where_it_was_saved() {
     );
     let mut com1 = spec(&other);
     com1.serial[0] = Some(Box::new(StreamEnd::new(std::io::sink())));
-    let error = Machine::restore(com1, &saved, |_| Ok(()))
+    let error = Machine::restore_state(com1, &saved, |_| Ok(()))
         .err()
         .unwrap()
         .to_string();
@@ -388,4 +388,17 @@ fn a_machine_that_never_ran_can_be_stopped() {
     machine.stop();
     assert_eq!(machine.wait(), Outcome::Stopped);
     assert!(machine.start().is_err());
+}
+
+#[test]
+fn a_machine_that_is_dropped_lets_go_of_everything() {
+    // Whoever holds the backend holds the partition, and with it memory, descriptors and threads.
+    let backend = Scripted::new(Vec::new());
+    let held = Arc::strong_count(&backend);
+    drop(Machine::new(spec(&backend)).unwrap());
+    assert_eq!(Arc::strong_count(&backend), held, "one that never ran");
+    let machine = Machine::new(spec(&backend)).unwrap();
+    machine.start().unwrap();
+    drop(machine);
+    assert_eq!(Arc::strong_count(&backend), held, "one that ran");
 }

@@ -44,10 +44,10 @@ pub struct Region {
     dirty: Option<Arc<DirtyBitmap>>,
     name: Arc<str>,
     /// Keeps the host mapping alive for as long as anyone holds the region.
-    _mapping: Arc<dyn Any + Send + Sync>,
+    mapping: Arc<dyn Any + Send + Sync>,
 }
 
-// SAFETY: `host` points to memory that `_mapping` keeps mapped; all access to
+// SAFETY: `host` points to memory that `mapping` keeps mapped; all access to
 // it goes through volatile or atomic operations in `access`.
 unsafe impl Send for Region {}
 // SAFETY: as above; concurrent access is by volatile or atomic operations.
@@ -116,7 +116,7 @@ impl Region {
             kind,
             dirty: None,
             name: name.into(),
-            _mapping: mapping,
+            mapping,
         }
     }
 
@@ -150,6 +150,11 @@ impl Region {
     /// RAM or ROM.
     pub fn kind(&self) -> RegionKind {
         self.kind
+    }
+    /// What keeps the host memory, for a backend that knows memory of its own
+    /// making.
+    pub fn mapping(&self) -> &(dyn Any + Send + Sync) {
+        &*self.mapping
     }
     /// The name given when it was made, for messages.
     pub fn name(&self) -> &str {

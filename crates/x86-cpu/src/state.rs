@@ -341,6 +341,8 @@ pub struct Cpu {
     pub stats: Stats,
     /// Width of guest physical addresses, in bits (CPUID 8000_0008h).
     pub phys_bits: u8,
+    /// The guest has pages of 1 GiB (CPUID 8000_0001h:EDX bit 26).
+    pub gib_pages: bool,
     /// The vCPU's surroundings while it runs.
     pub env: Option<*mut dyn Env>,
 }

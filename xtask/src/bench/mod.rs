@@ -3,8 +3,10 @@
 mod boot;
 mod marker;
 mod resident;
+mod restore;
 mod sample;
 mod soft;
+mod startup;
 
 use std::{
     path::{Path, PathBuf},
@@ -19,32 +21,70 @@ use clap::Subcommand;
 pub(crate) enum Bench {
     /// Debian to its first userland instruction: `caisson` and `qemu-system-x86_64 -accel tcg`, in turn.
     Boot(boot::Options),
+    /// Saved machines of 128 MiB and 8 GiB that go on: from exec to the guest's next instructions.
+    Restore(restore::Options),
     /// Kernels of integer code on the software CPU, bare-metal, and on this host's processor.
     Soft(soft::Options),
+    /// Start, end, memory and exits of the smallest guests on KVM: `caisson`, and a bare program that does nothing else.
+    Startup(startup::Options),
 }
 
 impl Bench {
     pub(crate) fn run(self) -> Result<()> {
         match self {
             Self::Boot(options) => boot::run(&options),
+            Self::Restore(options) => restore::run(&options),
             Self::Soft(options) => soft::run(&options),
+            Self::Startup(options) => startup::run(&options),
         }
     }
 }
 
 /// Builds the release binary and gives its path.
 fn caisson() -> Result<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    release("caisson", "caisson")
+}
+
+/// Builds the binary `name` of `package`, optimised, and gives its path.
+fn release(package: &str, name: &str) -> Result<PathBuf> {
+    build(&root(), &["--release", "--package", package])?;
+    Ok(target().join("release").join(name))
+}
+
+/// Builds the guests of `package` and gives the folder they are in.
+fn guests(package: &str) -> Result<PathBuf> {
+    let target = target().join("guests");
+    let folder = target
+        .to_str()
+        .context("the target folder's name is not text")?;
+    build(
+        &root().join("guests"),
+        &["--target-dir", folder, "--package", package],
+    )?;
+    Ok(target.join("x86_64-unknown-linux-gnu/debug"))
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+fn build(folder: &Path, arguments: &[&str]) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
-        .args(["build", "--release", "--package", "caisson"])
-        .current_dir(&root)
+        .args(["build", "--quiet"])
+        .args(arguments)
+        // The guests' own configuration decides.
+        .env_remove("RUSTFLAGS")
+        .current_dir(folder)
         .status();
     ensure!(
         status.context("cannot run cargo")?.success(),
-        "the release build fails"
+        "`cargo build {}` fails",
+        arguments.join(" ")
     );
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    Ok(target.join("release/caisson"))
+    Ok(())
 }

@@ -23,6 +23,11 @@ impl Resident {
         ))
     }
 
+    /// KiB beyond guest RAM.
+    pub(super) fn beyond_guest(&self) -> u64 {
+        self.own.values().sum()
+    }
+
     /// From the text of `smaps` (proc_pid_smaps(5)).
     fn parse(text: &str) -> Self {
         let mut resident = Self::default();
@@ -69,7 +74,7 @@ fn name_of(permissions: &str, name: &str) -> String {
 
 impl fmt::Display for Resident {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let total: u64 = self.own.values().sum();
+        let total = self.beyond_guest();
         writeln!(
             f,
             "resident: {} KiB of guest RAM, and {total} KiB beyond it:",
@@ -103,7 +108,7 @@ Rss:                   0 kB
 ";
         let resident = Resident::parse(text);
         assert_eq!(resident.guest, 100);
-        assert_eq!(resident.own.values().sum::<u64>(), 37);
+        assert_eq!(resident.beyond_guest(), 37);
         assert_eq!(resident.own.get("usr/bin/caisson (code)"), Some(&30));
         assert!(resident.to_string().contains("37 KiB beyond"), "{resident}");
     }

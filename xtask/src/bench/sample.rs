@@ -25,19 +25,19 @@ impl Sample {
 }
 
 impl fmt::Display for Sample {
-    /// Median, least and greatest, in milliseconds.
+    /// Median, least and greatest, in milliseconds; with `{:.2}`, to two decimal places.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (Some(median), Some(least), Some(greatest)) =
             (self.median(), self.0.first(), self.0.last())
         else {
             return f.write_str("no runs");
         };
+        let places = f.precision().unwrap_or(0);
+        let [median, least, greatest] =
+            [median, *least, *greatest].map(|time| time.as_secs_f64() * 1000.0);
         write!(
             f,
-            "{:>9} {:>9} {:>9}",
-            median.as_millis(),
-            least.as_millis(),
-            greatest.as_millis()
+            "{median:>9.places$} {least:>9.places$} {greatest:>9.places$}"
         )
     }
 }
@@ -59,5 +59,16 @@ mod tests {
         assert_eq!(of(&[5]), Some(5));
         assert_eq!(of(&[9, 1, 5]), Some(5));
         assert_eq!(of(&[1, 9, 5, 7]), Some(6));
+    }
+
+    #[test]
+    fn short_times_keep_their_fractions() {
+        let mut sample = Sample::default();
+        sample.push(Duration::from_micros(1250));
+        assert_eq!(format!("{sample:.2}"), "     1.25      1.25      1.25");
+        assert_eq!(
+            format!("{sample}").trim_start().split(' ').next(),
+            Some("1")
+        );
     }
 }

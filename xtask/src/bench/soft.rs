@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     hint::black_box,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     time::Instant,
 };
@@ -48,7 +48,7 @@ struct Report {
 /// Measures and prints.
 pub(super) fn run(options: &Options) -> Result<()> {
     let binary = super::caisson()?;
-    let guest = guest()?;
+    let guest = super::guests("caisson-guest-bench")?.join("bench");
     let mut guests: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     let mut natives: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     let mut blocks = Vec::new();
@@ -134,27 +134,6 @@ fn native(kernel: &Kernel, units: u64) -> (f64, u64) {
         least = least.min(start.elapsed().as_nanos() as f64);
     }
     (least / units as f64, checksum)
-}
-
-/// Builds the guest and gives its path.
-fn guest() -> Result<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| root.join("target"), PathBuf::from)
-        .join("guests");
-    let status = Command::new(cargo)
-        .args(["build", "--quiet", "--target-dir"])
-        .arg(&target)
-        .args(["--package", "caisson-guest-bench"])
-        .env_remove("RUSTFLAGS")
-        .current_dir(root.join("guests"))
-        .status();
-    ensure!(
-        status.context("cannot run cargo")?.success(),
-        "the guest does not build"
-    );
-    Ok(target.join("x86_64-unknown-linux-gnu/debug/bench"))
 }
 
 /// Runs the guest to its end.

@@ -1,9 +1,11 @@
 //! The command line: what can be asked, and the help that teaches it.
 
 mod image;
+mod restore;
 mod run;
 
 pub(crate) use image::{ImageArgs, ImageCommand};
+pub(crate) use restore::{GuestTime, RestoreFrom};
 pub(crate) use run::RunArgs;
 
 use clap::{Args, Parser, Subcommand};

@@ -3,15 +3,18 @@
 use std::path::PathBuf;
 
 use caisson_config::{
-    Accel, CharBackend, DebugExit, HostPath, ImageName, MachineConfig, MachineName, Memory,
+    Accel, CharBackend, Cpu, DebugExit, HostPath, ImageName, MachineConfig, MachineName, Memory,
     OnReboot,
 };
 use clap::Args;
+
+use super::RestoreFrom;
 
 const EXAMPLES: &str = "\
 Examples:
   caisson run                                   a Debian shell; Ctrl-A x leaves it
   caisson run --cpus 4 --memory 2G              with more room
+  caisson run --cpu x86-64-v3                   the same processor on every host that can
   caisson run -- sh -c 'nproc; exit 3'          one command; exits with 3
   caisson run -- gzip -9 < log > log.gz         input and output are byte-exact
   caisson run --serial file=console.log         console to a file
@@ -21,6 +24,8 @@ Examples:
   caisson run --kernel hobby.elf --debugcon stdio --serial null --debug-exit
                                                 a Multiboot kernel and its test ports
   caisson run --config web.toml --memory 4G     a description, with one thing changed
+  caisson run --save-on-exit nap                a machine that is saved when it is left,
+  caisson run --restore nap                     and goes on here
 
 On the console: Ctrl-A x leaves (the machine is stopped), Ctrl-A h lists the keys,
 Ctrl-A Ctrl-A sends a Ctrl-A.
@@ -67,9 +72,16 @@ pub(crate) struct RunArgs {
     )]
     pub(crate) cmdline: Option<String>,
 
-    /// vCPUs, 1 to 64 [default: 1]
+    /// vCPUs, 1 to 64, with kvm to 254 [default: 1]
     #[arg(long, value_name = "N", help_heading = "Machine")]
     pub(crate) cpus: Option<u32>,
+
+    /// The processor that the guest sees: host, the most that the backend can give here; a model
+    /// that is the same on every host and backend, x86-64-v1 to x86-64-v4 (v1 to v4 for short); or
+    /// a TOML file that says what is different, as in base = "v3", add = ["sha_ni"], remove =
+    /// ["avx2"]. A file's path has a slash in it or ends in .toml [default: host]
+    #[arg(long, value_name = "host|v1|v2|v3|v4|FILE", help_heading = "Machine")]
+    pub(crate) cpu: Option<Cpu>,
 
     /// RAM, with its unit: 512M, 2G. With ,hugepages=on it comes from the host's reserve of huge
     /// pages [default: 512M]
@@ -80,9 +92,9 @@ pub(crate) struct RunArgs {
     )]
     pub(crate) memory: Option<Memory>,
 
-    /// What runs the vCPUs: auto is the fastest that works here, soft the software CPU
-    /// [default: auto]
-    #[arg(long, value_name = "auto|soft", help_heading = "Machine")]
+    /// What runs the vCPUs: auto is the fastest that works here, kvm the host's hardware
+    /// virtualisation, soft the software CPU [default: auto]
+    #[arg(long, value_name = "auto|kvm|soft", help_heading = "Machine")]
     pub(crate) accel: Option<Accel>,
 
     /// End instead of starting again when the guest reboots
@@ -109,6 +121,27 @@ pub(crate) struct RunArgs {
         default_missing_value = "0xf4"
     )]
     pub(crate) debug_exit: Option<DebugExit>,
+
+    /// When the machine is left (Ctrl-A x, or a signal that would end caisson), save it to this
+    /// folder instead of ending it
+    #[arg(
+        long,
+        value_name = "DIR",
+        help_heading = "Saved machines",
+        conflicts_with = "command"
+    )]
+    pub(crate) save_on_exit: Option<PathBuf>,
+
+    /// Go on with the machine that was saved to this folder, as it was described then. Its clock
+    /// goes on where it stood; with ,time=jump as if it had run on. Its memory is read as the guest
+    /// needs it; with ,verify=on all of it is checked first. The folder stays as it is
+    #[arg(
+        long,
+        value_name = "DIR",
+        help_heading = "Saved machines",
+        conflicts_with_all = ["command", "config"]
+    )]
+    pub(crate) restore: Option<RestoreFrom>,
 
     /// Say nothing besides what the guest says, and errors
     #[arg(short, long)]
@@ -151,6 +184,7 @@ impl RunArgs {
         set(&mut config.debug_exit, &self.debug_exit);
         replace(&mut config.name, &self.name);
         replace(&mut config.cpus, &self.cpus);
+        replace(&mut config.cpu, &self.cpu);
         replace(&mut config.memory, &self.memory);
         replace(&mut config.accel, &self.accel);
         if self.no_reboot {
@@ -196,6 +230,8 @@ mod tests {
                 "-x y",
                 "--cpus",
                 "2",
+                "--cpu",
+                "v3",
                 "--memory",
                 "1G,hugepages=on",
                 "--accel",
@@ -216,6 +252,7 @@ kernel = "k"
 initrd = "i"
 cmdline = "-x y"
 cpus = 2
+cpu = "x86-64-v3"
 memory = { size = "1G", hugepages = true }
 accel = "soft"
 serial = [{ file = { path = "a", append = true } }, "null"]

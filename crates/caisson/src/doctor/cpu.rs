@@ -1,13 +1,54 @@
 //! What the host's processor gives to guests, and which backends there are.
 
-use std::fs::{self, OpenOptions};
-use std::io::ErrorKind;
+use std::fs;
 use std::thread;
 
+use caisson_hypervisor::{
+    Availability,
+    x86::{ADDRESS_BITS, Base, CpuidTable, Level, Processor},
+};
+
 use super::{Finding, Status};
+use crate::backend;
 
 pub(super) fn findings() -> Vec<Finding> {
-    vec![instruction_sets(), tsc(), parallelism(), kvm()]
+    let mut findings = vec![instruction_sets()];
+    findings.extend(models());
+    findings.extend([tsc(), parallelism()]);
+    findings
+}
+
+/// The processor models that each backend that works can give.
+fn models() -> Vec<Finding> {
+    backend::all()
+        .iter()
+        .filter(|backend| backend.probe().availability > Availability::Absent)
+        .filter_map(|backend| Some((backend.name(), backend.offers(1).ok()?)))
+        .map(|(name, offered)| judge_models(name, &offered))
+        .collect()
+}
+
+fn judge_models(backend: &str, offered: &CpuidTable) -> Finding {
+    let lacking = |level: &Level| {
+        let table = Processor::new(Base::Level(*level)).table(offered, 1, ADDRESS_BITS);
+        table.map_or_else(|e| vec![e.to_string()], |table| table.lacking(offered))
+    };
+    let (given, not): (Vec<_>, Vec<_>) = Level::ALL
+        .into_iter()
+        .map(|level| (level, lacking(&level)))
+        .partition(|(_, lacking)| lacking.is_empty());
+    let given: Vec<_> = given.iter().map(|(level, _)| level.name()).collect();
+    let mut text = match given.as_slice() {
+        [] => format!("{backend} gives none"),
+        names => format!("{backend} gives {}", names.join(", ")),
+    };
+    match not.first() {
+        None => Finding::new("processor models", Status::Ok, text),
+        Some((level, lacking)) => {
+            text += &format!("; for {} it lacks {}", level.name(), lacking.join(", "));
+            Finding::new("processor models", Status::Note, text)
+        }
+    }
 }
 
 /// Instruction sets that the software CPU runs on the host's own units, and so offers to guests
@@ -86,32 +127,41 @@ fn parallelism() -> Finding {
     }
 }
 
-fn kvm() -> Finding {
-    let topic = "KVM";
-    match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
-        Ok(_) => Finding::new(
-            topic,
-            Status::Note,
-            "/dev/kvm is there, but this version does not use it yet: guests run on the software CPU",
-        ),
-        Err(error) if error.kind() == ErrorKind::NotFound => Finding::new(
-            topic,
-            Status::Note,
-            "no /dev/kvm; not needed: guests run on the software CPU",
-        ),
-        Err(error) => Finding::new(
-            topic,
-            Status::Note,
-            format!(
-                "/dev/kvm cannot be opened ({error}); not needed: guests run on the software CPU"
-            ),
-        ),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::invariant_tsc;
+    use caisson_hypervisor::x86::{Base, CpuidTable, Level, Processor};
+
+    use super::super::Status;
+    use super::{invariant_tsc, judge_models};
+
+    #[test]
+    fn the_first_model_that_cannot_be_says_why() {
+        let offers = |level| {
+            let processor = Processor::new(Base::Level(level));
+            processor.table(&CpuidTable::default(), 1, 39).unwrap()
+        };
+        let all = judge_models("x", &offers(Level::V4));
+        assert_eq!(all.status, Status::Ok);
+        assert_eq!(
+            all.finding,
+            "x gives x86-64-v1, x86-64-v2, x86-64-v3, x86-64-v4"
+        );
+        let two = judge_models("x", &offers(Level::V2));
+        assert_eq!(two.status, Status::Note);
+        assert!(
+            two.finding
+                .starts_with("x gives x86-64-v1, x86-64-v2; for x86-64-v3 it lacks"),
+            "{}",
+            two.finding
+        );
+        assert!(two.finding.contains("avx2"), "{}", two.finding);
+        let none = judge_models("x", &CpuidTable::default());
+        assert!(
+            none.finding.starts_with("x gives none; for x86-64-v1"),
+            "{}",
+            none.finding
+        );
+    }
 
     #[test]
     fn both_flags_make_a_tsc_invariant() {

@@ -58,7 +58,7 @@ pub(super) fn run(
     let console = TailEnd(tail.clone());
     let mut spec = MachineSpec::from_config(config, hypervisor, boot, || Some(Box::new(console)))?;
     spec.serial[AGENT_PORT] = Some(Box::new(end));
-    let machine = make(spec, stopper)?;
+    let machine = make(spec, None, stopper)?;
 
     let (on_signal, to_command) = (stopper.clone(), session.clone());
     let mut interrupts = 0;

@@ -9,7 +9,8 @@ use caisson_config::{CharBackend, MachineConfig};
 use caisson_hypervisor::Hypervisor;
 use caisson_machine::{BootSpec, HostEnd, MachineSpec, SerialInput};
 
-use super::{Stopper, conclude, make};
+use super::{Saved, Stopper, conclude, make};
+use crate::backend;
 use crate::exit::Exit;
 use crate::terminal::{Blocked, Escape, HELP, Key, ModeTracker, Notice, RawMode, is_terminal, say};
 
@@ -21,7 +22,7 @@ pub(super) fn run(
     config: &MachineConfig,
     quiet: bool,
     hypervisor: Arc<dyn Hypervisor>,
-    boot: BootSpec,
+    (boot, saved): (BootSpec, Option<Saved>),
     signals: Blocked,
     stopper: &Arc<Stopper>,
 ) -> Result<Exit> {
@@ -30,8 +31,13 @@ pub(super) fn run(
         screen: screen.clone(),
         stopper: stopper.clone(),
     };
+    let chosen = hypervisor.name();
     let spec = MachineSpec::from_config(config, hypervisor, boot, || Some(Box::new(end)))?;
-    let machine = make(spec, stopper)?;
+    let machine = make(spec, saved.as_ref(), stopper)?;
+    if saved.is_some() {
+        // Its guest listens already.
+        screen.state().heard = true;
+    }
     let on_signal = stopper.clone();
     signals
         .watch(move |notice| {
@@ -52,6 +58,9 @@ pub(super) fn run(
     if let Some(input) = input {
         if at_terminal {
             if !quiet {
+                if let Some(note) = backend::passed_over(config.accel, chosen) {
+                    say(&note);
+                }
                 say("Ctrl-A x leaves, Ctrl-A h helps");
             }
             raw = Some(RawMode::enter().context("cannot put the terminal into raw mode")?);
@@ -75,6 +84,9 @@ pub(super) fn run(
     drop(raw);
     screen.tidy();
     stopper.follow_signal();
+    if stopper.save_failed() {
+        return Ok(Exit::Failed);
+    }
     Ok(conclude(config, &outcome))
 }
 

@@ -4,6 +4,7 @@ mod boot;
 mod command;
 mod console;
 mod plan;
+mod saving;
 mod stopper;
 mod tail;
 
@@ -11,31 +12,52 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use caisson_config::{MachineConfig, OnReboot};
+use caisson_config::{Accel, MachineConfig, OnReboot};
 use caisson_machine::{Machine, MachineSpec, Outcome};
 
 use crate::backend;
 use crate::cli::RunArgs;
 use crate::exit::Exit;
 use crate::terminal::{self, say};
+use saving::{SaveTo, Saved};
 use stopper::Stopper;
 
 /// Runs a machine until it ends.
 pub(crate) fn run(args: &RunArgs, verbose: u8) -> Result<Exit> {
-    let (mut config, hypervisor) = plan::config(args)?;
+    let (mut config, mut hypervisor) = plan::config(args)?;
     if args.print_config {
         io::stdout().write_all(config.to_toml()?.as_bytes())?;
         return Ok(Exit::Clean);
     }
+    let saved = args.restore.as_ref().map(Saved::open).transpose()?;
+    if let Some(saved) = &saved
+        && config.accel == Accel::Auto
+    {
+        hypervisor = backend::like(saved.snapshot.backend(), hypervisor);
+    }
     backend::require_usable(&*hypervisor)?;
     plan::check_files(&config)?;
+    plan::check_cpu(&config, &*hypervisor)?;
     let boot = boot::spec(&config, args.quiet, verbose > 0)?;
     // After the image was fetched: a fetch is ended by signals in the ordinary way, and its helper
     // threads are gone. Before the machine has threads of its own.
     let signals = terminal::block_signals().context("cannot take signals")?;
-    let stopper = Arc::new(Stopper::default());
+    hypervisor.warm_up();
+    let save = args
+        .save_on_exit
+        .as_ref()
+        .map(|folder| SaveTo::new(folder, &config))
+        .transpose()?;
+    let stopper = Arc::new(Stopper::new(save, args.quiet));
     if config.command.is_empty() {
-        console::run(&config, args.quiet, hypervisor, boot, signals, &stopper)
+        console::run(
+            &config,
+            args.quiet,
+            hypervisor,
+            (boot, saved),
+            signals,
+            &stopper,
+        )
     } else {
         // A guest that starts again would have lost the command.
         config.on_reboot = OnReboot::Stop;
@@ -44,8 +66,11 @@ pub(crate) fn run(args: &RunArgs, verbose: u8) -> Result<Exit> {
 }
 
 /// Makes the machine and hands it to those who may stop it. Nothing runs yet.
-fn make(spec: MachineSpec, stopper: &Stopper) -> Result<Arc<Machine>> {
-    let machine = Arc::new(Machine::new(spec)?);
+fn make(spec: MachineSpec, saved: Option<&Saved>, stopper: &Arc<Stopper>) -> Result<Arc<Machine>> {
+    let machine = Arc::new(match saved {
+        Some(saved) => Machine::restore(spec, &saved.snapshot, saved.elapsed)?,
+        None => Machine::new(spec)?,
+    });
     stopper.set(&machine);
     Ok(machine)
 }

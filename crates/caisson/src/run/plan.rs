@@ -8,19 +8,30 @@ use std::sync::Arc;
 use anyhow::{Result, anyhow};
 use caisson_config::{Limits, MachineConfig};
 use caisson_hypervisor::Hypervisor;
+use caisson_machine::CpuSpec;
 
 use crate::backend;
 use crate::cli::RunArgs;
 use crate::exit::UsageError;
 use crate::host;
 
+use super::saving;
+
 /// The description that the flags and the config file make, and the backend for it.
 pub(super) fn config(args: &RunArgs) -> Result<(MachineConfig, Arc<dyn Hypervisor>)> {
-    let mut config = match &args.config {
-        Some(path) => MachineConfig::load(path)?,
-        None => MachineConfig::default(),
+    let saved = args.restore.as_ref().map(saving::description).transpose()?;
+    let mut config = match (&args.config, saved.flatten()) {
+        (_, Some(saved)) => saved,
+        (Some(path), None) => MachineConfig::load(path)?,
+        (None, None) => MachineConfig::default(),
     };
     args.apply(&mut config);
+    if args.save_on_exit.is_some() && !config.command.is_empty() {
+        return Err(UsageError(
+            "a machine that runs one command cannot be saved: the command's input and output end with caisson; leave out --save-on-exit or the command".into(),
+        )
+        .into());
+    }
     let hypervisor = backend::choose(config.accel)?;
     let limits = Limits {
         max_cpus: hypervisor.max_vcpus(),
@@ -39,6 +50,13 @@ pub(super) fn check_files(config: &MachineConfig) -> Result<()> {
             check_file(what, path.as_path())?;
         }
     }
+    Ok(())
+}
+
+/// Refuses a processor that the backend cannot give on this host, before an image is fetched for it.
+pub(super) fn check_cpu(config: &MachineConfig, hypervisor: &dyn Hypervisor) -> Result<()> {
+    let ram = config.memory.size.bytes();
+    CpuSpec::open(&config.cpu)?.table(hypervisor, config.cpus, ram)?;
     Ok(())
 }
 

@@ -3,9 +3,15 @@
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
 
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tempfile::TempDir;
+
+/// No run here takes seconds; one that lasts this long does not end by itself.
+const LONGEST: Duration = Duration::from_secs(240);
 
 /// A folder of its own for one test, with an empty image cache.
 pub(crate) struct Bench {
@@ -54,8 +60,27 @@ impl Bench {
 
     /// Runs the binary to its end.
     pub(crate) fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Run {
-        finish(self.command(args).output().unwrap())
+        output(&mut self.command(args))
     }
+}
+
+/// Starts a process that is killed if it goes on and on, which shows in its status.
+pub(crate) fn spawn(command: &mut Command) -> Child {
+    let child = command.spawn().unwrap();
+    let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+    thread::spawn(move || {
+        thread::sleep(LONGEST);
+        if pidfd_send_signal(process, Signal::KILL).is_ok() {
+            eprintln!("a process was killed: it ran for {LONGEST:?}");
+        }
+    });
+    child
+}
+
+/// Runs a command to its end, for what it says.
+pub(crate) fn output(command: &mut Command) -> Run {
+    let child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+    finish(child.wait_with_output().unwrap())
 }
 
 pub(crate) fn finish(output: Output) -> Run {

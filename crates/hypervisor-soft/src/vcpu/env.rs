@@ -14,6 +14,7 @@ use rustix::mm::{Advice, madvise};
 use crate::{
     msr::{self, Mtrrs},
     shared::{MemoryMap, Shared},
+    speculation::Speculation,
     timer::NEVER,
 };
 
@@ -40,7 +41,10 @@ pub(crate) struct VcpuEnv {
     /// IA32_TSC_ADJUST: this vCPU's TSC is the partition's plus this.
     pub(crate) tsc_adjust: u64,
     pub(crate) mtrrs: Mtrrs,
+    pub(crate) speculation: Speculation,
     pauses: u32,
+    /// Pages that got a write tag in a single step, where dirty pages are noted.
+    tagged: Option<Vec<u64>>,
 }
 
 // SAFETY: `bus` is only set while the owning thread is inside `Vcpu::run`.
@@ -50,6 +54,7 @@ impl VcpuEnv {
     pub(crate) fn new(shared: Arc<Shared>, index: usize, lapic: Lapic) -> Self {
         let map = shared.memory.load_full();
         Self {
+            speculation: Speculation::new(&shared.cpuid),
             shared,
             index,
             lapic,
@@ -60,7 +65,31 @@ impl VcpuEnv {
             tsc_adjust: 0,
             mtrrs: Mtrrs::default(),
             pauses: 0,
+            tagged: None,
         }
+    }
+
+    /// A single step begins: what it writes is noted once more when it ends. The
+    /// write tag comes before the store, and a harvest may come between.
+    pub(crate) fn begin_step(&mut self) {
+        self.tagged = Some(Vec::new());
+    }
+
+    /// See [`Self::begin_step`].
+    pub(crate) fn end_step(&mut self) {
+        for page in self.tagged.take().unwrap_or_default() {
+            self.mark_dirty(page << 12, 1);
+        }
+    }
+
+    /// Notes a write of `len` bytes in one page. Gives whether anybody asks.
+    fn mark_dirty(&self, gpa: u64, len: u64) -> bool {
+        let region = self.map.memory.find(Gpa(gpa));
+        let Some((region, dirty)) = region.and_then(|r| Some((r, r.dirty()?))) else {
+            return false;
+        };
+        dirty.mark(gpa - region.gpa().0, len);
+        true
     }
 
     /// Lends the bus for a run.
@@ -136,6 +165,7 @@ impl VcpuEnv {
         self.lapic.reset();
         self.tsc_adjust = 0;
         self.mtrrs = Mtrrs::default();
+        self.speculation.reset();
     }
 
     /// Carries out what an access to the APIC causes elsewhere.
@@ -215,10 +245,10 @@ impl Env for VcpuEnv {
     }
 
     fn allow_write_tag(&mut self, page: u64) -> bool {
-        if let Some(r) = self.map.memory.find(Gpa(page << 12))
-            && let Some(d) = r.dirty()
+        if self.mark_dirty(page << 12, 1)
+            && let Some(tagged) = &mut self.tagged
         {
-            d.mark((page << 12) - r.gpa().0, 1);
+            tagged.push(page);
         }
         self.map
             .code
@@ -227,6 +257,7 @@ impl Env for VcpuEnv {
     }
 
     fn code_written(&mut self, gpa: u64, len: u64) -> bool {
+        self.mark_dirty(gpa, len);
         self.shared.written(&self.map, Gpa(gpa), len)
     }
 
@@ -296,6 +327,7 @@ impl Env for VcpuEnv {
             _ => self
                 .mtrrs
                 .read(index, self.shared.phys_bits)
+                .or_else(|| self.speculation.read(index))
                 .or_else(|| msr::read_constant(index))
                 .or_else(|| self.bus().read_msr(Vtl::VTL0, self.index as u32, index)),
         }
@@ -326,6 +358,7 @@ impl Env for VcpuEnv {
                 return self
                     .mtrrs
                     .write(index, value, self.shared.phys_bits)
+                    .or_else(|| self.speculation.write(index, value))
                     .unwrap_or_else(|| {
                         msr::write_ignored(index, value)
                             || self

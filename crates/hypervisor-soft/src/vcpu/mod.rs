@@ -3,6 +3,7 @@
 pub(crate) mod cpuid;
 mod env;
 mod state;
+mod step;
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -11,7 +12,8 @@ use std::{
 
 use caisson_hypervisor::{
     Completion, CrashReason, Exit, HypervisorError, IoBus, KickHandle, Pending, Space, Vcpu,
-    VcpuStats, x86::VcpuState,
+    VcpuStats,
+    x86::{Feature, VcpuState},
 };
 use caisson_lapic::{Config, Lapic, Pending as ApicPending};
 use caisson_memory::{Gpa, Vtl};
@@ -44,6 +46,8 @@ pub(crate) struct SoftVcpu {
     halts: u64,
     /// A fault that the completion of a parked access asked for.
     injected: Option<Exception>,
+    /// An interrupt that another backend accepted and did not deliver.
+    accepted: Option<u8>,
 }
 
 impl SoftVcpu {
@@ -53,6 +57,8 @@ impl SoftVcpu {
         cpu.request = shared.vcpus[at].request.clone();
         let config = Config {
             physical_address_bits: shared.phys_bits,
+            // As KVM has it, whose I/O APIC is the same.
+            directed_eoi: Feature::named("x2apic").is_some_and(|f| shared.cpuid.has(f)),
             ..Config::new(index, index == 0)
         };
         let lapic = Lapic::new(config);
@@ -67,6 +73,7 @@ impl SoftVcpu {
             nmi_pending: false,
             halts: 0,
             injected: None,
+            accepted: None,
         };
         if index != 0 {
             vcpu.cpu.activity = Activity::WaitForSipi;
@@ -141,6 +148,12 @@ impl SoftVcpu {
         if let Some(e) = self.injected.take() {
             self.cpu.stats.exceptions += 1;
             return sys::deliver_exception(&mut self.cpu, e);
+        }
+        if let Some(vector) = self.accepted.take() {
+            self.cpu.activity = Activity::Running;
+            self.cpu.stats.interrupts += 1;
+            self.cpu.window_wanted = true;
+            return self.event(|cpu| sys::deliver_interrupt(cpu, vector));
         }
         if self.nmi_pending && !self.cpu.nmi_masked {
             self.nmi_pending = false;
@@ -274,6 +287,17 @@ impl SoftVcpu {
         }))
     }
 
+    /// Does `work` with `bus` around the core.
+    fn on_bus<T>(&mut self, bus: &dyn IoBus, work: impl FnOnce(&mut Self) -> T) -> T {
+        self.env.attach(bus);
+        let env: *mut dyn Env = &raw mut *self.env;
+        self.cpu.env = Some(env);
+        let done = work(self);
+        self.cpu.env = None;
+        self.env.detach();
+        done
+    }
+
     fn failed(&mut self, what: &str) -> Exit {
         Exit::Failed(Box::new(CrashReason {
             what: what.into(),
@@ -289,13 +313,7 @@ impl Vcpu for SoftVcpu {
     }
 
     fn run(&mut self, bus: &dyn IoBus) -> Exit {
-        self.env.attach(bus);
-        let env: *mut dyn Env = &raw mut *self.env;
-        self.cpu.env = Some(env);
-        let exit = self.run_loop();
-        self.cpu.env = None;
-        self.env.detach();
-        exit
+        self.on_bus(bus, Self::run_loop)
     }
 
     fn complete(&mut self, completion: Completion) -> Result<(), HypervisorError> {
@@ -355,6 +373,7 @@ impl Vcpu for SoftVcpu {
         self.cpu.replay.abandon();
         self.nmi_pending = false;
         self.injected = None;
+        self.accepted = None;
         self.cpu.activity = if self.index == 0 {
             Activity::Running
         } else {
@@ -382,6 +401,7 @@ impl Vcpu for SoftVcpu {
             code_invalidations: s.invalidations,
             tlb_misses: c.tlb_misses,
             tlb_flushes: c.tlb_flushes,
+            emulated: 0,
         }
     }
 }

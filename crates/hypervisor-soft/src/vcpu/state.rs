@@ -16,7 +16,7 @@ use caisson_x86_cpu::{
 };
 
 use super::SoftVcpu;
-use crate::msr;
+use crate::{msr, speculation::SPEC_CTRL};
 
 /// Legacy region and header of an XSAVE area, and the AVX component after it.
 const XSAVE_LEN: usize = 576 + 256;
@@ -103,6 +103,12 @@ impl SoftVcpu {
         ]
         .into_iter()
         .chain(self.env.mtrrs.entries())
+        .chain(
+            self.env
+                .speculation
+                .read(SPEC_CTRL)
+                .map(|value| (SPEC_CTRL, value)),
+        )
         .map(|(index, value)| MsrEntry { index, value })
         .collect();
         msrs.sort_by_key(|e| e.index);
@@ -163,7 +169,7 @@ impl SoftVcpu {
                     error: e.error,
                     payload: e.payload,
                 }),
-                interrupt: None,
+                interrupt: self.accepted,
                 nmi_pending: self.nmi_pending,
                 nmi_masked: cpu.nmi_masked,
                 sti_shadow: cpu.shadow == Shadow::Sti,
@@ -183,14 +189,17 @@ impl SoftVcpu {
     /// Takes over a state.
     pub(super) fn load(&mut self, state: &VcpuState) -> Result<(), HypervisorError> {
         let refuse = |what: &str| Err(HypervisorError::State(what.into()));
+        let xcr0 = state.xsave.xcr0;
         if state.cr0 & 0x8000_0001 == 0x8000_0000 {
             return refuse("CR0 has paging without protected mode");
         }
         if state.efer & efer::LMA != 0 && state.cr0 >> 31 & 1 == 0 {
             return refuse("EFER.LMA is set without paging");
         }
-        if !vector::valid_xcr0(&self.cpu, state.xsave.xcr0) {
-            return refuse("XCR0 enables state that the software CPU does not offer here");
+        if !vector::valid_xcr0(&self.cpu, xcr0) {
+            return Err(HypervisorError::State(format!(
+                "XCR0 is {xcr0:#x}, which enables state that the software CPU does not offer here"
+            )));
         }
         if state.apic.regs.len() != PAGE_LEN / 16 && !state.apic.regs.is_empty() {
             return refuse("the local APIC's register page has the wrong length");
@@ -276,12 +285,16 @@ impl SoftVcpu {
         for e in &state.msrs {
             match e.index {
                 msr::TSC_ADJUST => self.env.tsc_adjust = e.value,
+                SPEC_CTRL => {
+                    let _ = self.env.speculation.write(SPEC_CTRL, e.value);
+                }
                 i => {
                     let _ = self.env.mtrrs.write(i, e.value, self.shared.phys_bits);
                 }
             }
         }
         self.nmi_pending = state.events.nmi_pending;
+        self.accepted = state.events.interrupt;
         self.injected = state
             .events
             .exception
@@ -300,10 +313,14 @@ impl SoftVcpu {
     }
 }
 
+/// Tells of the processor, not of its state; the host's units leave it in what they save.
+const MXCSR_MASK: std::ops::Range<usize> = 28..32;
+
 /// The standard-format XSAVE area of `cpu`.
 fn xsave_area(cpu: &Cpu) -> Vec<u8> {
     let mut area = vec![0; XSAVE_LEN];
     area[..512].copy_from_slice(&cpu.fpu.0);
+    area[MXCSR_MASK].fill(0);
     area[512..520].copy_from_slice(&vector::in_use(cpu).to_le_bytes());
     for (i, v) in cpu.vec.iter().take(16).enumerate() {
         area[160 + 16 * i..][..16].copy_from_slice(&v.0[..16]);
@@ -317,7 +334,8 @@ fn load_xsave(cpu: &mut Cpu, area: &[u8]) {
         return;
     }
     let mxcsr = u32::from_le_bytes([area[24], area[25], area[26], area[27]]);
-    cpu.fpu.0[..160].copy_from_slice(&area[..160]);
+    cpu.fpu.0[..MXCSR_MASK.start].copy_from_slice(&area[..MXCSR_MASK.start]);
+    cpu.fpu.0[MXCSR_MASK.end..160].copy_from_slice(&area[MXCSR_MASK.end..160]);
     cpu.set_mxcsr(mxcsr);
     cpu.vec = [VecReg([0; 64]); 32];
     for (i, v) in cpu.vec.iter_mut().take(16).enumerate() {

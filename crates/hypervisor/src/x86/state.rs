@@ -96,7 +96,8 @@ pub struct ApicState {
     pub regs: Vec<u32>,
     /// IA32_TSC_DEADLINE.
     pub tsc_deadline: u64,
-    /// Nanoseconds of machine time until the current-count timer fires, if armed.
+    /// Nanoseconds of machine time until the current-count timer fires, if it is armed and the backend
+    /// knows. For whoever looks at the state: the timer itself goes on from its current count.
     pub timer_remaining_ns: Option<u64>,
 }
 

@@ -8,7 +8,7 @@ mod ar;
 mod tar;
 mod unpack;
 
-pub use unpack::unpack;
+pub use unpack::{unpack, unpack_some};
 
 use crate::error::ImageError;
 use ar::Members;

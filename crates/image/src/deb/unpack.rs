@@ -19,11 +19,27 @@ use std::path::{Component, Path, PathBuf};
 /// If the package is damaged, hostile or over the limits, or the folder cannot be written. What was
 /// unpacked until then is left for the caller to remove.
 pub fn unpack(deb: &Path, into: &Path, limits: Limits) -> Result<(), ImageError> {
+    unpack_some(deb, into, limits, |_| true)
+}
+
+/// As [`unpack`], but only what `wanted` accepts by its path, which has no leading `./` and no trailing slash. Folders
+/// above it are made as needed.
+///
+/// # Errors
+/// As those of [`unpack`]; a hard link to a file that was not wanted counts as damage.
+pub fn unpack_some(
+    deb: &Path,
+    into: &Path,
+    limits: Limits,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<(), ImageError> {
     create_folder(into)?;
     let mut data = open_data(deb, limits)?;
     let mut entries = Entries::new(&mut data, limits.entries);
     while let Some(mut entry) = entries.next().map_err(|error| broken(deb, &error))? {
-        place(deb, into, &mut entry, limits)?;
+        if wanted(&entry.path) {
+            place(deb, into, &mut entry, limits)?;
+        }
     }
     Ok(())
 }
@@ -168,6 +184,28 @@ mod tests {
             .unwrap()
             .permissions();
         assert_eq!(mode.mode() & 0o7777, 0o755);
+    }
+
+    #[test]
+    fn only_what_is_wanted_is_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let tar = tar_with(&[
+            ("./usr/", Directory, "", b""),
+            ("./usr/src/x-1.0/", Directory, "", b""),
+            ("./usr/src/x-1.0/library/deep/a", Regular, "", b"a"),
+            ("./usr/src/x-1.0/library-not", Regular, "", b"b"),
+            ("./usr/src/x-1.0/compiler/c", Regular, "", b"c"),
+        ]);
+        let deb = deb(folder.path(), ".gz", &tar);
+        let into = folder.path().join("out");
+        unpack_some(&deb, &into, Limits::default(), |path| {
+            path.starts_with("usr/src/x-1.0/library/")
+        })
+        .unwrap();
+        let source = into.join("usr/src/x-1.0");
+        assert_eq!(fs::read(source.join("library/deep/a")).unwrap(), b"a");
+        assert_eq!(fs::read_dir(&source).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(&into).unwrap().count(), 1);
     }
 
     #[test]

@@ -115,6 +115,11 @@ impl Worker {
         self.changed.notify_all();
     }
 
+    /// Lets go of all devices and pumps, which hold the worker in turn. Nobody is called any more.
+    pub(crate) fn forget_work(&self) {
+        self.work.store(Arc::default());
+    }
+
     /// Wakes pump number `number`.
     pub(crate) fn pump_waker(self: &Arc<Self>, number: u32) -> Waker {
         self.waker(Who::Pump(number))

@@ -28,7 +28,7 @@ use caisson_memory::{MemoryView, Vtl};
 
 use self::ports::SendOnly;
 use crate::{
-    MachineError, SERIAL_PORTS, SavedMachine,
+    MachineError, SERIAL_PORTS,
     io::{
         interrupts::InterruptControllers,
         slot::{DeviceSlot, Slot},
@@ -270,20 +270,4 @@ impl Pc {
         }
         Ok(map.build())
     }
-}
-
-/// Gives each device its record of `saved`.
-pub(crate) fn restore(
-    devices: &[Arc<DeviceSlot>],
-    saved: &SavedMachine,
-) -> Result<(), MachineError> {
-    for slot in devices {
-        let record = saved.part(slot.name())?;
-        let restored = slot.lock().restore(record);
-        restored.map_err(|source| MachineError::State {
-            part: slot.name().to_string(),
-            source,
-        })?;
-    }
-    Ok(())
 }

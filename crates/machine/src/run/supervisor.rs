@@ -12,6 +12,7 @@ use caisson_device::PowerRequest;
 use super::events::Event;
 use crate::{
     Fault, MachineError, OnCrash, Outcome,
+    host::PreciseTimers,
     machine::{Phase, Shared, panic_text},
 };
 
@@ -28,10 +29,17 @@ struct Threads {
     ports: Vec<JoinHandle<()>>,
 }
 
-/// Starts all threads of the machine. Its vCPUs are parked still.
-pub(crate) fn start(shared: &Arc<Shared>) -> Result<JoinHandle<()>, MachineError> {
+/// Starts all threads of the machine and lets it run. The vCPUs come first, and run while the others are being started:
+/// what they want of those waits in queues.
+pub(crate) fn start(
+    shared: &Arc<Shared>,
+    phase: &mut Phase,
+) -> Result<JoinHandle<()>, MachineError> {
     let mut threads = Threads::default();
-    let started = start_threads(shared, &mut threads).and_then(|()| {
+    let started = start_vcpus(shared, &mut threads).and_then(|()| {
+        *phase = Phase::Paused;
+        shared.go(phase);
+        start_others(shared, &mut threads)?;
         shared.spawn("supervisor".into(), {
             let threads = core::mem::take(&mut threads);
             move |shared| supervise(shared, threads)
@@ -39,13 +47,29 @@ pub(crate) fn start(shared: &Arc<Shared>) -> Result<JoinHandle<()>, MachineError
     });
     if started.is_err() {
         shared.vcpus.end(None);
+        shared.gate.shut_down();
         shared.worker.stop();
+        shared.partition.set_clock_running(false);
+        *phase = Phase::Created;
         shared.ports.iter().for_each(|port| port.output.stop());
     }
     started
 }
 
-fn start_threads(shared: &Arc<Shared>, threads: &mut Threads) -> Result<(), MachineError> {
+fn start_vcpus(shared: &Arc<Shared>, threads: &mut Threads) -> Result<(), MachineError> {
+    for index in 0..shared.vcpus.count() {
+        threads
+            .vcpus
+            .push(shared.spawn(format!("vcpu{index}"), move |shared| {
+                shared
+                    .vcpus
+                    .thread(index, &shared.bus, &shared.worker, &shared.events);
+            })?);
+    }
+    Ok(())
+}
+
+fn start_others(shared: &Arc<Shared>, threads: &mut Threads) -> Result<(), MachineError> {
     for (index, port) in shared.ports.iter().enumerate() {
         let Some(mut end) = port.end.lock().take() else {
             continue;
@@ -65,19 +89,9 @@ fn start_threads(shared: &Arc<Shared>, threads: &mut Threads) -> Result<(), Mach
             })?);
     }
     threads.worker = Some(shared.spawn("devices".into(), |shared| {
-        // Timers of devices are worth more than the host's default slack of 50 microseconds.
-        let _ = rustix::thread::set_current_timer_slack(core::num::NonZeroU64::new(1_000));
+        let _precise = PreciseTimers::new();
         shared.worker.run(&shared.clock, &shared.gate);
     })?);
-    for index in 0..shared.vcpus.count() {
-        threads
-            .vcpus
-            .push(shared.spawn(format!("vcpu{index}"), move |shared| {
-                shared
-                    .vcpus
-                    .thread(index, &shared.bus, &shared.worker, &shared.events);
-            })?);
-    }
     Ok(())
 }
 

@@ -53,19 +53,42 @@ impl SerialInput {
             let (now, later) = bytes.split_at(bytes.len().min(CAPACITY - state.bytes.len()));
             state.bytes.extend(now);
             drop(state);
+            self.0.changed.notify_all();
             self.wake();
             bytes = later;
         }
         Ok(())
     }
 
+    /// Takes everything that was sent, waiting until there is something; `None` once the port is closed. For whoever
+    /// passes it on to a port elsewhere: an input that a machine empties itself is not to be taken from.
+    pub fn take(&self) -> Option<Vec<u8>> {
+        let mut state = self.0.state.lock();
+        while state.bytes.is_empty() {
+            if state.closed {
+                return None;
+            }
+            self.0.changed.wait(&mut state);
+        }
+        let bytes = state.bytes.drain(..).collect();
+        drop(state);
+        self.0.changed.notify_all();
+        Some(bytes)
+    }
+
+    /// What has been sent and not yet taken by the guest's device.
+    pub(crate) fn waiting(&self) -> Vec<u8> {
+        self.0.state.lock().bytes.iter().copied().collect()
+    }
+
     /// Sends `bytes` without waiting, whatever is there already. For senders that bound their bytes themselves.
-    pub(crate) fn push_now(&self, bytes: &[u8]) {
+    pub fn push_now(&self, bytes: &[u8]) {
         let mut state = self.0.state.lock();
         if !state.closed {
             state.bytes.extend(bytes);
         }
         drop(state);
+        self.0.changed.notify_all();
         self.wake();
     }
 

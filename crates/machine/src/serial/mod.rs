@@ -7,12 +7,16 @@
 //!
 //! | host end | |
 //! |---|---|
+//! | [`NullEnd`] | nobody |
 //! | [`StreamEnd`] | any [`std::io::Write`]: standard output, a file, a buffer |
-//! | [`SocketEnd`] | a Unix stream socket, one client at a time |
+//! | [`SocketEnd`] | a Unix stream socket, one client at a time (not on Windows) |
 //! | [`CommandEnd`](crate::CommandEnd) | the agent protocol of a command that runs in the guest |
 
 mod input;
+#[cfg(not(unix))]
+mod no_socket;
 mod output;
+#[cfg(unix)]
 mod socket;
 mod watch;
 
@@ -25,7 +29,10 @@ use std::{
 
 pub use input::{Closed, SerialInput};
 pub(crate) use input::{Pump, SerialDevice};
+#[cfg(not(unix))]
+pub use no_socket::SocketEnd;
 pub(crate) use output::OutputQueue;
+#[cfg(unix)]
 pub use socket::SocketEnd;
 pub(crate) use watch::PanicWatch;
 
@@ -44,6 +51,11 @@ pub trait HostEnd: Send {
     /// The end is broken: what the guest sends from now on is dropped.
     fn send(&mut self, bytes: &[u8]) -> io::Result<()>;
 
+    /// Whether it drops all bytes and has none: such an end is never called.
+    fn is_null(&self) -> bool {
+        false
+    }
+
     /// The machine has ended and everything it sent has been delivered, or given up.
     fn close(&mut self) {}
 
@@ -51,6 +63,19 @@ pub trait HostEnd: Send {
     /// takes, unless somebody stops the machine.
     fn patience(&self) -> Option<Duration> {
         None
+    }
+}
+
+/// Nobody: output is dropped.
+pub struct NullEnd;
+
+impl HostEnd for NullEnd {
+    fn send(&mut self, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn is_null(&self) -> bool {
+        true
     }
 }
 

@@ -37,6 +37,8 @@ struct State {
     idle: bool,
     /// The port's thread is writing.
     writing: bool,
+    /// Somebody waits for the queue to be empty: nothing more is to gather.
+    draining: bool,
     /// The host end is broken or gone: bytes are dropped.
     broken: bool,
     stop: bool,
@@ -66,6 +68,13 @@ impl OutputQueue {
     /// The last words of a kernel that panicked, if it did.
     pub(crate) fn panic_message(&self) -> Option<String> {
         self.watch.as_ref().and_then(PanicWatch::message)
+    }
+
+    /// Takes over that the kernel panicked with `message`.
+    pub(crate) fn restore_panic(&self, message: &str) {
+        if let Some(watch) = &self.watch {
+            watch.restore(message);
+        }
     }
 
     /// Forgets what the guest before a reset said.
@@ -102,20 +111,24 @@ impl OutputQueue {
             state.writing = true;
             let refused = core::mem::take(&mut state.refused);
             state.room |= refused;
-            let (broken, stop) = (state.broken, state.stop);
+            let broken = state.broken;
             drop(state);
             if refused && let Some(room) = self.on_room.get() {
                 room();
             }
             let failed = !broken && end.send(&piece).is_err();
-            if !stop && !refused {
-                std::thread::sleep(GATHER);
-            }
             state = self.state.lock();
             state.broken |= failed;
             state.writing = false;
             if state.bytes.is_empty() {
                 self.changed.notify_all();
+            }
+            if !refused {
+                let until = Instant::now() + GATHER;
+                while !state.stop
+                    && !state.draining
+                    && !self.changed.wait_until(&mut state, until).timed_out()
+                {}
             }
         }
         // A thread that leaves by a panic leaves the queue stopped as well: see `abandon`.
@@ -135,6 +148,8 @@ impl OutputQueue {
     /// Waits until everything has been taken, until `deadline`, or until `give_up` says so. Returns whether it has.
     pub(crate) fn drain(&self, deadline: Option<Instant>, give_up: impl Fn() -> bool) -> bool {
         let mut state = self.state.lock();
+        state.draining = true;
+        self.changed.notify_all();
         while !state.bytes.is_empty() || state.writing {
             if give_up() || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return false;

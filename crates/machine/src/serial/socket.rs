@@ -1,9 +1,10 @@
 //! A Unix stream socket at a port: listens, and serves one client at a time.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, PipeReader, PipeWriter},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::AsFd,
         unix::{
             fs::FileTypeExt,
             net::{UnixListener, UnixStream},
@@ -16,7 +17,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{HostEnd, SerialInput};
 
@@ -36,12 +37,14 @@ pub struct SocketEnd {
     shared: Arc<Shared>,
     input: Option<SerialInput>,
     thread: Option<JoinHandle<()>>,
+    /// Lets go of `Shared::closing` when the end closes.
+    open: Option<PipeWriter>,
 }
 
 struct Shared {
     client: Mutex<Option<Arc<UnixStream>>>,
-    /// Becomes readable when the end closes.
-    closing: OwnedFd,
+    /// Hangs up when the end closes.
+    closing: PipeReader,
 }
 
 impl SocketEnd {
@@ -59,7 +62,7 @@ impl SocketEnd {
         }
         let listener = UnixListener::bind(path)?;
         listener.set_nonblocking(true)?;
-        let closing = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let (closing, open) = io::pipe()?;
         Ok(Self {
             path: path.to_owned(),
             listener: Some(listener),
@@ -69,6 +72,7 @@ impl SocketEnd {
             }),
             input: None,
             thread: None,
+            open: Some(open),
         })
     }
 }
@@ -176,8 +180,7 @@ impl HostEnd for SocketEnd {
         if let Some(input) = &self.input {
             input.close();
         }
-        // An eventfd takes eight bytes; it cannot be full after one write.
-        let _ = rustix::io::write(&self.shared.closing, &1u64.to_ne_bytes());
+        self.open = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

@@ -41,6 +41,15 @@ impl PanicWatch {
         Some(text)
     }
 
+    /// Knows of a panic that was seen before the machine was saved.
+    pub(crate) fn restore(&self, message: &str) {
+        *self.0.lock() = State {
+            matched: 0,
+            reason: Some(message.bytes().take(KEPT).collect()),
+            complete: true,
+        };
+    }
+
     pub(crate) fn reset(&self) {
         *self.0.lock() = State::default();
     }

@@ -230,6 +230,7 @@ fn walk_wide(cpu: &mut Cpu, access: &Access) -> Result<Translation, Stop> {
         let large = level > 1 && entry & bit::PS != 0;
         let bad = match (large, level) {
             (false, _) => reserved,
+            (true, 3) if !cpu.gib_pages => !0,
             // Page frame bits below the page size, but for PAT in bit 12.
             (true, 2 | 3) => reserved | ((1 << shift) - 0x2000),
             (true, _) => !0,

@@ -67,6 +67,7 @@ impl Cpu {
             stats: Stats::default(),
             vector: crate::vector::Unit::default(),
             phys_bits: phys_bits.clamp(32, 52),
+            gib_pages: true,
             env: None,
         };
         reset(&mut cpu, false);

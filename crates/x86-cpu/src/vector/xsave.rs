@@ -307,7 +307,8 @@ pub(super) fn xrstor(cpu: &mut Cpu, insn: &Instruction, op: SoftOp) -> Result<()
 pub(super) fn xgetbv(cpu: &mut Cpu) -> Result<(), Fault> {
     let v = match cpu.regs[reg::RCX] as u32 {
         0 => cpu.xcr0,
-        1 => cpu.xcr0 & in_use(cpu),
+        // CPUID.(EAX=0Dh,ECX=1):EAX bit 2.
+        1 if cpu.env().cpuid(0xd, 1)[0] >> 2 & 1 != 0 => cpu.xcr0 & in_use(cpu),
         _ => return Err(Fault::gp(0)),
     };
     cpu.regs[reg::RAX] = v & 0xffff_ffff;

@@ -77,7 +77,7 @@ fn model(
         (true, Access::Fetch) => user_page && !no_execute,
         (false, Access::Read) => !(user_page && c.smap && !c.ac),
         (false, Access::Write) => !(user_page && c.smap && !c.ac) && (writable || !c.wp),
-        (false, Access::Fetch) => !no_execute && !(user_page && c.smep),
+        (false, Access::Fetch) => !(no_execute || user_page && c.smep),
     };
     if allowed { Ok(()) } else { Err(code | 1) }
 }

@@ -698,8 +698,6 @@ fn main(suite: &mut Suite) {
     });
 }
 
-/// `[rbp*2]` wraps to address 0 for the non-canonical RBP above: a kernel page.
-
 /// RET with the given return address on the stack.
 fn ret_to(a: &Arena, target: u64) -> Context {
     let c = a.user(code64!("ret"));

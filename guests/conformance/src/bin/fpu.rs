@@ -46,7 +46,7 @@ fn across_interrupts(suite: &mut Suite, a: &Arena) {
         }
         let (mut bad, mut rounds) = (0u64, 0u64);
         let start = tsc::now();
-        while interrupt::count(0x40) < 30 && tsc::now() - start < tsc::micros(4_000_000) {
+        while interrupt::count(0x40) < 30 && tsc::now() - start < tsc::micros(40_000_000) {
             let (low, high, x87): (u64, u64, f64);
             // SAFETY: reads 256 bytes of the arena and changes only the registers listed.
             unsafe {

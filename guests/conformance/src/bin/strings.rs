@@ -364,7 +364,7 @@ fn main(suite: &mut Suite) {
         cpu::sti();
         let start = tsc::now();
         let mut rounds = 0u64;
-        while TICKS.load(Ordering::SeqCst) < 20 && tsc::now() - start < tsc::micros(3_000_000) {
+        while TICKS.load(Ordering::SeqCst) < 20 && tsc::now() - start < tsc::micros(40_000_000) {
             LAST.store(u64::MAX, Ordering::SeqCst);
             fill(big, 1024 * 4096, rounds as u8);
             rounds += 1;

@@ -34,6 +34,19 @@ fn open_until(us: u64, done: impl FnMut() -> bool) -> bool {
     held
 }
 
+/// The timer's count and the TSC at one moment: of several readings the one
+/// that took the least time, since a host may be busy elsewhere in between.
+fn sample() -> (u32, u64) {
+    let read = || {
+        let before = tsc::now();
+        let count = apic::get(reg::TIMER_CURRENT);
+        let after = tsc::now();
+        (after - before, count, before + (after - before) / 2)
+    };
+    let (_, count, at) = (0..5).map(|_| read()).min().unwrap_or_else(read);
+    (count, at)
+}
+
 fn stop() {
     apic::set(reg::LVT_TIMER, apic::MASKED | u32::from(VECTOR));
     apic::set(reg::TIMER_INITIAL, 0);
@@ -146,9 +159,9 @@ fn timer(suite: &mut Suite, name: &'static str) {
         // How fast does it count?
         stop();
         apic::set(reg::TIMER_INITIAL, u32::MAX);
-        let (c0, t0) = (apic::get(reg::TIMER_CURRENT), tsc::now());
+        let (c0, t0) = sample();
         tsc::delay(2000);
-        let (c1, t1) = (apic::get(reg::TIMER_CURRENT), tsc::now());
+        let (c1, t1) = sample();
         g.that("counts down", c1 < c0);
         let per_second =
             u128::from(c0.wrapping_sub(c1)) * u128::from(tsc::hz()) / u128::from(t1 - t0);
@@ -161,9 +174,9 @@ fn timer(suite: &mut Suite, name: &'static str) {
         );
         apic::set(reg::TIMER_DIVIDE, apic::DIVIDE_BY_16);
         apic::set(reg::TIMER_INITIAL, u32::MAX);
-        let (d0, s0) = (apic::get(reg::TIMER_CURRENT), tsc::now());
+        let (d0, s0) = sample();
         tsc::delay(2000);
-        let (d1, s1) = (apic::get(reg::TIMER_CURRENT), tsc::now());
+        let (d1, s1) = sample();
         let slow = u128::from(d0.wrapping_sub(d1)) * u128::from(tsc::hz()) / u128::from(s1 - s0);
         let ratio = per_second * 10 / slow.max(1);
         g.check(
@@ -256,11 +269,21 @@ fn deadline(g: &mut Group) {
         "a deadline in the past fires at once",
         open_until(1_000_000, || interrupt::count(VECTOR) == 1),
     );
-    interrupt::set_handler(VECTOR, tick);
-    arm(tsc::now() + tsc::micros(2000));
-    arm(0);
-    open_until(5000, || false);
-    g.eq("zero disarms", interrupt::count(VECTOR), 0);
+    // A deadline that passes before the disarming proves nothing.
+    let disarmed_in_time = || {
+        let at = tsc::now() + tsc::micros(2000);
+        interrupt::set_handler(VECTOR, tick);
+        arm(at);
+        arm(0);
+        let in_time = tsc::now() < at;
+        open_until(5000, || false);
+        in_time
+    };
+    if (0..20).any(|_| disarmed_in_time()) {
+        g.eq("zero disarms", interrupt::count(VECTOR), 0);
+    } else {
+        g.skip("no time: 2 ms passed between arming and disarming, 20 times");
+    }
     apic::set(reg::TIMER_INITIAL, 1000);
     g.eq(
         "the count is ignored in deadline mode",
