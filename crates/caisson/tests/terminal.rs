@@ -149,12 +149,15 @@ fn keys_of_ours_are_taken_and_others_go_through() {
 #[test]
 fn the_hint_is_shown_unless_quiet() {
     let bench = Bench::new();
-    let image = bench.file("k", kernel(&[asm::print("."), asm::debug_exit(1)].concat()));
+    let image = bench.file(
+        "k",
+        kernel(&[asm::print("guest is up"), asm::debug_exit(1)].concat()),
+    );
     for (more, hint) in [(&[][..], true), (&["--quiet"][..], false)] {
         let (mut terminal, program) = Terminal::new();
         let mut command = bench.command(["run", "--kernel", &image, "--debug-exit"]);
         let mut child = start(command.args(more), program);
-        let seen = terminal.read_until(".");
+        let seen = terminal.read_until("guest is up");
         assert_eq!(seen.contains("Ctrl-A x leaves"), hint, "{seen:?}");
         assert_eq!(ended(&mut child, &mut terminal).code(), Some(3));
         assert!(terminal.is_restored());

@@ -51,9 +51,17 @@ pub unsafe extern "sysv64" fn ah<const STORE: bool>(cpu: *mut Cpu, u: *const Uop
 /// MFENCE, LFENCE and SFENCE. The host orders guest accesses as it orders its
 /// own, so a fence is a fence.
 pub unsafe extern "sysv64" fn fence(cpu: *mut Cpu, u: *const Uop) -> u32 {
-    core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+    full_fence();
     // SAFETY: the handler contract.
     unsafe { chain!(cpu, u) }
+}
+
+/// Orders what comes before and after: memory, as MFENCE does, and the time stamp counter's readings,
+/// as LFENCE does, which processors otherwise take ahead of earlier loads.
+pub(crate) fn full_fence() {
+    core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+    // SAFETY: every x86-64 processor has LFENCE.
+    unsafe { core::arch::x86_64::_mm_lfence() };
 }
 
 /// PAUSE: a spinning vCPU may give way to the one it waits for.

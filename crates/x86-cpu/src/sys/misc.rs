@@ -1,13 +1,12 @@
 //! CPUID, time stamps, TLB and cache control, HLT, hints.
 
-use core::sync::atomic::{Ordering, fence};
-
 use iced_x86::Instruction;
 
 use super::{control::require_cpl0, descriptor::canonical_base};
 use crate::{
     fault::Fault,
     flow::Flow,
+    ops::misc::full_fence,
     state::{Cpu, cr4, reg},
 };
 
@@ -78,6 +77,8 @@ pub(super) fn rdtsc(cpu: &mut Cpu, _: &Instruction) -> Result<Flow, Fault> {
 }
 
 pub(super) fn rdtscp(cpu: &mut Cpu, insn: &Instruction) -> Result<Flow, Fault> {
+    // It waits for what comes before (Intel SDM Vol. 2, RDTSCP).
+    full_fence();
     rdtsc(cpu, insn)?;
     cpu.regs[reg::RCX] = cpu.msr.tsc_aux;
     Ok(Flow::Next)
@@ -166,12 +167,12 @@ pub(super) fn nop(_: &mut Cpu, _: &Instruction) -> Result<Flow, Fault> {
 
 /// LFENCE, MFENCE, SFENCE: guest stores are the host's.
 pub(super) fn memory_fence(_: &mut Cpu, _: &Instruction) -> Result<Flow, Fault> {
-    fence(Ordering::SeqCst);
+    full_fence();
     Ok(Flow::Next)
 }
 
 /// SERIALIZE: like a fence, and code is fetched anew.
 pub(super) fn serialize(_: &mut Cpu, _: &Instruction) -> Result<Flow, Fault> {
-    fence(Ordering::SeqCst);
+    full_fence();
     Ok(Flow::EndBlock)
 }

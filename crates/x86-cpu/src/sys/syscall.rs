@@ -96,7 +96,8 @@ pub(super) fn sysret(cpu: &mut Cpu, insn: &Instruction) -> Result<Flow, Fault> {
     require_cpl0(cpu)?;
     let to_64bit = insn.code() == Code::Sysretq;
     let rip = cpu.regs[reg::RCX];
-    if to_64bit && !cpu.canonical(rip) {
+    // AMD's processors return, and fault at the first fetch (APM Vol. 3, SYSRET, which lists no check).
+    if to_64bit && !is_amd(cpu) && !cpu.canonical(rip) {
         return Err(Fault::gp(0));
     }
     let base = (cpu.msr.star >> 48) as u16;

@@ -148,7 +148,7 @@ fn classify(code: Code, features: &Features) -> CodeInfo {
         EncodingKind::Legacy if vector => Class::Sse,
         EncodingKind::Legacy if mmx || m == Mnemonic::Emms => Class::Mmx,
         EncodingKind::Legacy if is_x87(code) => Class::X87,
-        EncodingKind::Legacy if allowed_gpr(m) => Class::Gpr,
+        EncodingKind::Legacy if allowed_gpr(m) && has_one_size(code) => Class::Gpr,
         _ => Class::None,
     };
     if matches!(info.class, Class::Sse | Class::Vex) {
@@ -162,6 +162,12 @@ fn classify(code: Code, features: &Features) -> CodeInfo {
         info.aligned = true;
     }
     info
+}
+
+/// Whether each maker's processors access as many bytes. AMD's read four of MOVSXD's 16-bit operand,
+/// where Intel's read two.
+fn has_one_size(code: Code) -> bool {
+    code != Code::Movsxd_r16_rm16
 }
 
 /// The legacy instructions with 16-byte operands that take any address (Intel

@@ -3,7 +3,7 @@
 use iced_x86::{Code, Instruction, Mnemonic};
 
 use super::{gather, masked, mmx, x87, x87_layout, xsave};
-use crate::{fault::Fault, flow::Flow, state::Cpu};
+use crate::{fault::Fault, flow::Flow, ops::misc::full_fence, state::Cpu};
 
 /// An instruction that is not run verbatim.
 #[allow(missing_docs, reason = "instruction names")]
@@ -172,7 +172,7 @@ impl SoftOp {
 pub(super) fn run(cpu: &mut Cpu, insn: &Instruction, op: SoftOp) -> Result<Flow, Fault> {
     match op {
         SoftOp::Nop => {}
-        SoftOp::Fence => core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst),
+        SoftOp::Fence => full_fence(),
         SoftOp::CacheLine => {
             // Faults like a load of the byte; memory needs nothing.
             let at = cpu.operand_address(insn, 1, false)?;
