@@ -33,7 +33,7 @@ use crate::{
     probe,
     routes::{LEVEL_ROUTES, Routes, is_heard},
     sys,
-    vcpu::{Cell, KvmVcpu},
+    vcpu::{Cell, KvmVcpu, settle_pending},
 };
 
 /// Where processors without unrestricted guest mode get a page table and a task
@@ -345,6 +345,9 @@ impl Partition for KvmPartition {
         for cell in &self.shared.cells {
             let mut kernel = cell.kernel.lock();
             let done = if running {
+                if let Err(error) = settle_pending(&self.shared, &mut kernel) {
+                    tracing::error!(%error, "KVM refuses the reset state");
+                }
                 kernel.release(host_tsc)
             } else {
                 kernel.hold(host_tsc)

@@ -21,7 +21,7 @@ use kvm_bindings::{KVM_EXIT_DIRTY_RING_FULL, KVM_INTERNAL_ERROR_EMULATION};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use parking_lot::Mutex;
 
-pub(crate) use self::{held::Held, kick::Doorstep};
+pub(crate) use self::{held::Held, kick::Doorstep, state::settle_pending};
 use crate::{
     partition::Shared,
     sys::{self, Data},
@@ -38,13 +38,20 @@ pub(crate) struct Kernel {
     pub(crate) fd: VcpuFd,
     /// What stands still while the machine's clock does.
     pub(crate) held: Option<Held>,
+    /// The vCPU's whole state, if the kernel has not been given it yet: the state after a reset,
+    /// which most often is replaced before the clock goes on.
+    pub(crate) pending: Option<Box<VcpuState>>,
 }
 
 impl Cell {
     pub(crate) fn new(fd: VcpuFd) -> io::Result<Self> {
         Ok(Self {
             doorstep: Doorstep::new(sys::ImmediateExit::of(&fd)?),
-            kernel: Mutex::new(Kernel { fd, held: None }),
+            kernel: Mutex::new(Kernel {
+                fd,
+                held: None,
+                pending: None,
+            }),
         })
     }
 }
@@ -391,6 +398,10 @@ impl Vcpu for KvmVcpu {
         }
         let cell = self.cell.clone();
         let mut kernel = cell.kernel.lock();
+        if let Err(e) = state::settle_pending(&self.shared, &mut kernel) {
+            let what = format!("KVM refuses the reset state: {e}");
+            return self.failed(&mut kernel, what, Vec::new());
+        }
         self.turn(&mut kernel, bus)
     }
 

@@ -19,5 +19,10 @@ pub(super) fn reset(
     }
     let mut state = VcpuState::at_power_on(index, index == 0, signature);
     state.msrs.clone_from(&shared.msrs.at_power_on);
+    if kernel.held.is_some() {
+        // Most often the next thing is another state, of a kernel to start or a saved machine.
+        kernel.pending = Some(Box::new(state));
+        return Ok(());
+    }
     state::put(shared, kernel, &state)
 }

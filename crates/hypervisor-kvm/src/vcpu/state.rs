@@ -4,7 +4,7 @@ use std::io;
 
 use caisson_hypervisor::{
     HypervisorError,
-    x86::{ApicState, DebugRegs, RunState, VcpuState, XsaveArea, vector},
+    x86::{ApicState, DebugRegs, MsrEntry, RunState, VcpuState, XsaveArea, vector},
 };
 use caisson_memory::Vtl;
 use kvm_bindings::{
@@ -12,7 +12,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 
-use super::{Kernel, registers as r};
+use super::{Held, Kernel, registers as r};
 use crate::{msr, partition::Shared, sys};
 
 /// LVT LINT1: its word in the register page.
@@ -38,6 +38,9 @@ fn failed<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> HypervisorE
 
 /// All of the vCPU's state.
 pub(super) fn get(shared: &Shared, kernel: &mut Kernel) -> Result<VcpuState, HypervisorError> {
+    if let Some(pending) = &kernel.pending {
+        return Ok(untold(pending, shared, kernel.held.as_ref()));
+    }
     let fd = &kernel.fd;
     // First, because the kernel lets INIT and start-up IPIs take effect here.
     let mp_state = fd.get_mp_state().map_err(failed("the run state"))?;
@@ -87,6 +90,33 @@ pub(super) fn get(shared: &Shared, kernel: &mut Kernel) -> Result<VcpuState, Hyp
     Ok(state)
 }
 
+/// The state that the kernel has not been given yet, as it would tell it: with the counter that stands
+/// still, and vector registers that nothing has used.
+fn untold(pending: &VcpuState, shared: &Shared, held: Option<&Held>) -> VcpuState {
+    let mut state = pending.clone();
+    let len = crate::cpuid::xsave_len(&shared.cpuid, state.xsave.xcr0);
+    state.xsave.area.resize(len, 0);
+    if let Some(held) = held
+        && shared.msrs.has(msr::TSC)
+        && let Err(at) = state.msrs.binary_search_by_key(&msr::TSC, |e| e.index)
+    {
+        let tsc = MsrEntry {
+            index: msr::TSC,
+            value: held.tsc,
+        };
+        state.msrs.insert(at, tsc);
+    }
+    state
+}
+
+/// Gives the kernel the state that it has not been given yet.
+pub(crate) fn settle_pending(shared: &Shared, kernel: &mut Kernel) -> Result<(), HypervisorError> {
+    match kernel.pending.take() {
+        Some(state) => put(shared, kernel, &state),
+        None => Ok(()),
+    }
+}
+
 /// Replaces all of the vCPU's state, or leaves it as it was.
 pub(super) fn set(
     shared: &Shared,
@@ -126,6 +156,7 @@ pub(super) fn put(
     kernel: &mut Kernel,
     state: &VcpuState,
 ) -> Result<(), HypervisorError> {
+    kernel.pending = None;
     let fd = &kernel.fd;
     let mut sregs = r::to_sregs(state);
     let mut debug = state.debug;
