@@ -104,7 +104,7 @@ fn start(code: &[u8]) -> (Box<dyn Vcpu>, MemoryView) {
     view.write_obj(Gpa(0x2000), &0x3003u64).unwrap();
     view.write_obj(Gpa(0x3000), &0x83u64).unwrap();
     view.write(Gpa(0x8000), code).unwrap();
-    let p = Soft
+    let p = Soft::default()
         .create_partition(PartitionConfig {
             vcpus: 1,
             memory,

@@ -234,10 +234,7 @@ fn raise(cpu: &mut Cpu, fault: Fault) -> Option<Stop> {
 
 /// The block at RIP through the jump cache.
 #[inline]
-fn lookup<const NATIVE: bool>(
-    cpu: &mut Cpu,
-    cache: &mut CodeCache,
-) -> Result<*const Block, Fault> {
+fn lookup<const NATIVE: bool>(cpu: &mut Cpu, cache: &mut CodeCache) -> Result<*const Block, Fault> {
     let base = cpu.regs[reg::SEG_BASE + seg::CS];
     let address = cpu.rip.wrapping_add(base);
     if let Some(b) = cache.jump(address, cpu.code_generation, cpu.mode) {

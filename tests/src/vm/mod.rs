@@ -51,7 +51,7 @@ pub fn all_backends() -> Vec<Arc<dyn Hypervisor>> {
 
 fn available(least: Availability) -> Vec<Arc<dyn Hypervisor>> {
     let all: Vec<Arc<dyn Hypervisor>> = vec![
-        Arc::new(caisson_hypervisor_soft::Soft),
+        Arc::new(caisson_hypervisor_soft::Soft::default()),
         Arc::new(caisson_hypervisor_kvm::Kvm),
     ];
     let found: Vec<_> = all

@@ -343,7 +343,10 @@ pub(crate) fn run(
     }
     if native.entered != Native::NEVER {
         let entered = native.entered + 1;
-        let hot = cache.jit.as_ref().is_some_and(|j| entered >= j.settings.hot);
+        let hot = cache
+            .jit
+            .as_ref()
+            .is_some_and(|j| entered >= j.settings.hot);
         if !hot {
             cache.count_entry(block, entered);
         } else {

@@ -80,8 +80,7 @@ impl Plan {
         build::announce(cpu, block.gpa, len);
         let window = build::read_code(cpu, block.gpa, window)?;
         self.bytes.extend_from_slice(window);
-        let mut decoder =
-            Decoder::with_ip(64, window, self.start as u64, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(64, window, self.start as u64, DecoderOptions::NONE);
         let mut at = self.start;
         while at < self.start + len {
             let insn = decoder.decode();
@@ -119,8 +118,7 @@ impl Plan {
         if before.iter().any(relative) {
             return false;
         }
-        !relative(last)
-            || block.targets == [next, last.insn.near_branch_target() as i64]
+        !relative(last) || block.targets == [next, last.insn.near_branch_target() as i64]
     }
 
     fn decide(&mut self, cpu: &mut Cpu, cache: &mut CodeCache, block: &Block, i: usize) {

@@ -150,12 +150,24 @@ mod tests {
         // movzx r8d, sil
         let b = [0x44, 0x0f, 0xb6, 0xc6];
         let r = Raw::new(&b).unwrap();
-        assert_eq!((r.map, r.opcode, r.reg(), r.rm()), (Map::Two, 0xb6, Some(8), Some(6)));
+        assert_eq!(
+            (r.map, r.opcode, r.reg(), r.rm()),
+            (Map::Two, 0xb6, Some(8), Some(6))
+        );
         // mov eax, [rip+4]; mov eax, [abs 0x10], imul ecx, [rax+1], 7
-        assert!(Raw::new(&[0x8b, 5, 4, 0, 0, 0]).unwrap().immediate().unwrap().is_empty());
+        assert!(
+            Raw::new(&[0x8b, 5, 4, 0, 0, 0])
+                .unwrap()
+                .immediate()
+                .unwrap()
+                .is_empty()
+        );
         let b = [0x8b, 4, 0x25, 0x10, 0, 0, 0];
         assert!(Raw::new(&b).unwrap().immediate().unwrap().is_empty());
-        assert_eq!(Raw::new(&[0x6b, 0x48, 1, 7]).unwrap().immediate().unwrap(), [7]);
+        assert_eq!(
+            Raw::new(&[0x6b, 0x48, 1, 7]).unwrap().immediate().unwrap(),
+            [7]
+        );
         // A REX prefix before another prefix is nothing.
         let b = [0x48, 0x66, 0x01, 0xc0];
         assert_eq!(Raw::new(&b).unwrap().rex, 0);

@@ -135,10 +135,7 @@ const fn condition_reads(condition: u8) -> u16 {
 }
 
 const fn modrm(reg: Role, rm: Role) -> Shape {
-    Shape::new(Kind::ModRm {
-        reg: Some(reg),
-        rm,
-    })
+    Shape::new(Kind::ModRm { reg: Some(reg), rm })
 }
 
 const fn group(rm: Role) -> Shape {
@@ -185,7 +182,11 @@ pub(super) fn of(raw: &Raw<'_>) -> Option<Shape> {
 
 /// ADD OR ADC SBB AND SUB XOR CMP, by number.
 fn arithmetic(number: u8, reg_first: bool) -> (Role, Role, u16) {
-    let target = if number == 7 { Role::Read } else { Role::Update };
+    let target = if number == 7 {
+        Role::Read
+    } else {
+        Role::Update
+    };
     let reads = if matches!(number, 2 | 3) { flag::C } else { 0 };
     if reg_first {
         (target, Role::Read, reads)
