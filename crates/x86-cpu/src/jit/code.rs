@@ -75,7 +75,7 @@ impl Translator<'_> {
             self.interpret(i);
             return true;
         };
-        if item.copied {
+        if item.copied || shape.kind == Kind::Fence {
             let at = usize::from(item.start) - self.plan.start;
             let bytes = &self.plan.bytes[at..at + item.insn.len()];
             self.e.bytes(bytes);

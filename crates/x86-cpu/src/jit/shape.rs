@@ -58,6 +58,8 @@ pub(super) enum Kind {
     Pop,
     /// LEAVE.
     Leave,
+    /// A fence, copied whole.
+    Fence,
     /// Nothing happens.
     Nop,
     /// Jcc with this condition.
@@ -310,6 +312,10 @@ fn two(raw: &Raw<'_>) -> Option<Shape> {
             _ => return None,
         },
         0xa4 | 0xa5 | 0xac | 0xad if !raw.operand16 => modrm(Read, Update),
+        // LFENCE, MFENCE, SFENCE: the host's order is the guest's.
+        0xae if !raw.operand16 && matches!(raw.modrm()?, 0xe8 | 0xf0 | 0xf8) => {
+            Shape::new(Kind::Fence)
+        }
         0xaf => modrm(Update, Read),
         0xb0 | 0xb1 => modrm(Read, Update).kills(ALL).bytes(byte),
         0xb6 | 0xb7 | 0xbe | 0xbf => Shape {

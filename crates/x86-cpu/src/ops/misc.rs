@@ -52,6 +52,9 @@ pub unsafe extern "sysv64" fn ah<const STORE: bool>(cpu: *mut Cpu, u: *const Uop
 /// own, so a fence is a fence.
 pub unsafe extern "sysv64" fn fence(cpu: *mut Cpu, u: *const Uop) -> u32 {
     core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+    // SAFETY: every x86-64 processor has it. LFENCE also holds back what comes
+    // after it, such as a RDTSC.
+    unsafe { core::arch::x86_64::_mm_lfence() };
     // SAFETY: the handler contract.
     unsafe { chain!(cpu, u) }
 }
