@@ -152,7 +152,7 @@ fn an_endless_loop_is_left_when_somebody_asks() {
         &[0xe8, 2, 0, 0, 0, 0xeb, 0xf9, 0xc3],
         // lea rax, [rip - 7]; jmp rax
         &[0x48, 0x8d, 5, 0xf9, 0xff, 0xff, 0xff, 0xff, 0xe0],
-        // mov byte [0x9000], 0xe9; … jmp 0x9000, where a jump leads back
+        // jmp 0x9000, where a jump leads back
         &[0xe9, 0xfb, 0x0f, 0, 0],
     ];
     for tier in TIERS {

@@ -99,6 +99,9 @@ impl Placed {
 
     /// Takes back everything from position `from` on.
     pub(super) fn truncate(&mut self, from: usize) {
+        if self.used == from {
+            return;
+        }
         self.used = from;
         // The processor may have fetched what lay there, and looks for changes
         // only at the address that it executes: Intel SDM Vol. 3 §10.1.3 asks for a
