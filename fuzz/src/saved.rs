@@ -26,7 +26,7 @@ fn kernel() -> Vec<u8> {
 fn spec() -> MachineSpec {
     MachineSpec {
         name: "fuzz".into(),
-        hypervisor: Arc::new(Soft),
+        hypervisor: Arc::new(Soft::default()),
         vcpus: 1,
         cpu: CpuSpec::host(),
         memory: MemorySpec {

@@ -5,7 +5,7 @@ use caisson_hypervisor::Availability;
 use caisson_machine::{Input, OnCrash, Outcome};
 use caisson_tests::{
     guests::{End, GUESTS, Guest, Protocol, SUCCESS, guest_path, image_for},
-    vm::{Vm, VmSpec, all_backends},
+    vm::{Vm, VmSpec, all_backends, tiers},
 };
 
 const LIMIT: u64 = 64 << 20;
@@ -57,10 +57,15 @@ fn every_guest_passes_on_every_backend() {
                 continue;
             }
             let path = guest_path(guest.name).expect("the guests build");
-            let result = run(&spec(&backend, guest, &path), guest)
-                .with_context(|| format!("guest \"{}\" on {}", guest.name, backend.name()));
-            if let Err(error) = result {
-                failures.push(format!("{error:#}"));
+            for &tier in tiers(&*backend) {
+                let mut spec = spec(&backend, guest, &path);
+                spec.tier = tier;
+                let result = run(&spec, guest).with_context(|| {
+                    format!("guest \"{}\" on {}, {tier:?}", guest.name, backend.name())
+                });
+                if let Err(error) = result {
+                    failures.push(format!("{error:#}"));
+                }
             }
         }
     }

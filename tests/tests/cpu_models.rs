@@ -26,7 +26,7 @@ fn can(backend: &Arc<dyn Hypervisor>, level: Level) -> bool {
 }
 
 fn soft() -> Arc<dyn Hypervisor> {
-    Arc::new(caisson_hypervisor_soft::Soft)
+    Arc::new(caisson_hypervisor_soft::Soft::default())
 }
 
 fn model(level: Level) -> Cpu {

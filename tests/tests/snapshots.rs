@@ -263,7 +263,7 @@ fn files_of_two_snapshots_are_not_taken_for_one() {
 const KEPT: [(&str, &str, u32); 2] = [("v1-timer", "timer", 1), ("v1-smp", "smp", 4)];
 
 fn kept_spec(guest: &str, cpus: u32, console: &Console) -> MachineSpec {
-    let soft: Arc<dyn Hypervisor> = Arc::new(caisson_hypervisor_soft::Soft);
+    let soft: Arc<dyn Hypervisor> = Arc::new(caisson_hypervisor_soft::Soft::default());
     let kernel = guest_path(guest).expect("the guests build");
     let mut spec = VmSpec::new(&soft, Input::open("kernel", &kernel, LIMIT).unwrap());
     spec.cpus = cpus;

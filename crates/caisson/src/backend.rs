@@ -3,14 +3,24 @@
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{Result, anyhow};
-use caisson_config::Accel;
+use caisson_config::{Accel, SoftTier};
 use caisson_hypervisor::{Availability, Hypervisor, Probe};
 use caisson_hypervisor_kvm::Kvm;
-use caisson_hypervisor_soft::Soft;
+use caisson_hypervisor_soft::{Soft, Tier};
 
 /// Every backend, the fastest first.
 pub(crate) fn all() -> Vec<Arc<dyn Hypervisor>> {
-    vec![Arc::new(Kvm), Arc::new(Soft)]
+    vec![Arc::new(Kvm), Arc::new(Soft::default())]
+}
+
+/// `backend`, or if it is the software CPU, one that goes as far as `tier`.
+fn at_tier(backend: Arc<dyn Hypervisor>, tier: SoftTier) -> Arc<dyn Hypervisor> {
+    match tier {
+        SoftTier::Native if backend.name() == Soft::default().name() => {
+            Arc::new(Soft::new(Tier::Native))
+        }
+        _ => backend,
+    }
 }
 
 /// Every backend with its probe. Probing runs a guest, so it is done once, and only for those who
@@ -30,7 +40,7 @@ fn probed() -> &'static [(Arc<dyn Hypervisor>, Probe)] {
 ///
 /// # Errors
 /// This build has no such backend.
-pub(crate) fn choose(accel: Accel) -> Result<Arc<dyn Hypervisor>> {
+pub(crate) fn choose(accel: Accel, tier: SoftTier) -> Result<Arc<dyn Hypervisor>> {
     let chosen = if accel == Accel::Auto {
         // Of equals, the last is taken as the greatest.
         probed()
@@ -42,17 +52,23 @@ pub(crate) fn choose(accel: Accel) -> Result<Arc<dyn Hypervisor>> {
         let name = accel.to_string();
         all().into_iter().find(|backend| backend.name() == name)
     };
+    let chosen = chosen.map(|backend| at_tier(backend, tier));
     chosen.ok_or_else(|| anyhow!("this caisson was built without the backend \"{accel}\""))
 }
 
 /// The backend called `name` if it works here as meant, else `otherwise`: a saved machine goes on
 /// best where it was.
-pub(crate) fn like(name: &str, otherwise: Arc<dyn Hypervisor>) -> Arc<dyn Hypervisor> {
+pub(crate) fn like(
+    name: &str,
+    tier: SoftTier,
+    otherwise: Arc<dyn Hypervisor>,
+) -> Arc<dyn Hypervisor> {
     all()
         .into_iter()
         .find(|backend| {
             backend.name() == name && backend.probe().availability == Availability::Usable
         })
+        .map(|backend| at_tier(backend, tier))
         .unwrap_or(otherwise)
 }
 
@@ -97,16 +113,24 @@ mod tests {
 
     #[test]
     fn each_accelerator_names_a_backend() {
-        assert_eq!(choose(Accel::Soft).unwrap().name(), "soft");
+        assert_eq!(
+            choose(Accel::Soft, SoftTier::default()).unwrap().name(),
+            "soft"
+        );
         assert_eq!(choose(Accel::Kvm).unwrap().name(), "kvm");
-        let auto = choose(Accel::Auto).unwrap();
+        let auto = choose(Accel::Auto, SoftTier::default()).unwrap();
         assert!(all().iter().any(|backend| backend.name() == auto.name()));
     }
 
     #[test]
     fn the_help_tells_the_limit() {
         // `--cpus` says "1 to 64 (with kvm 254)".
-        assert_eq!(choose(Accel::Soft).unwrap().max_vcpus(), 64);
+        assert_eq!(
+            choose(Accel::Soft, SoftTier::default())
+                .unwrap()
+                .max_vcpus(),
+            64
+        );
         assert!(choose(Accel::Kvm).unwrap().max_vcpus() <= 254);
     }
 

@@ -30,6 +30,7 @@ mod name;
 pub mod options;
 mod path;
 mod size;
+mod soft_tier;
 mod suggest;
 mod validate;
 
@@ -47,6 +48,7 @@ pub use name::{ImageName, MachineName, NameError};
 pub use options::OptionError;
 pub use path::{HostPath, HostPathError};
 pub use size::{ByteSize, SizeError};
+pub use soft_tier::SoftTier;
 pub use suggest::closest;
 pub use validate::{Invalid, Limits, Problem};
 

@@ -6,7 +6,8 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Accel, CharBackend, Cpu, DebugExit, HostPath, ImageName, MachineName, Memory, defaults,
+    Accel, CharBackend, Cpu, DebugExit, HostPath, ImageName, MachineName, Memory, SoftTier,
+    defaults,
 };
 
 /// One virtual machine, as its owner describes it.
@@ -37,6 +38,8 @@ pub struct MachineConfig {
     pub cpu: Cpu,
     /// What runs the vCPUs.
     pub accel: Accel,
+    /// How far the software CPU goes with code that runs often.
+    pub soft_tier: SoftTier,
     /// What a guest's reboot does.
     pub on_reboot: OnReboot,
     /// A command for the guest to run instead of a shell: the program and its arguments. The
@@ -78,6 +81,7 @@ impl Default for MachineConfig {
             cpu: Cpu::default(),
             memory: Memory::default(),
             accel: Accel::default(),
+            soft_tier: SoftTier::default(),
             serial: alloc::vec![CharBackend::Stdio],
             debugcon: None,
             debug_exit: None,

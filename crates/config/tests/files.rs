@@ -4,7 +4,7 @@ use std::fs;
 
 use caisson_config::{
     Accel, ByteSize, CharBackend, Cpu, CpuModel, DebugExit, FileBackend, HugePages, Limits,
-    MachineConfig, Memory, OnReboot, SocketBackend,
+    MachineConfig, Memory, OnReboot, SocketBackend, SoftTier,
 };
 
 const LIMITS: Limits = Limits {
@@ -26,6 +26,7 @@ fn full() -> MachineConfig {
             hugepages: HugePages::On,
         },
         accel: Accel::Soft,
+        soft_tier: SoftTier::Native,
         serial: vec![
             CharBackend::Stdio,
             CharBackend::File(FileBackend {
@@ -57,6 +58,7 @@ cmdline = "console=ttyS0 quiet"
 cpus = 4
 cpu = "x86-64-v2"
 accel = "soft"
+soft-tier = 1
 on-reboot = "stop"
 serial = [
     "stdio",
@@ -81,6 +83,7 @@ cmdline = "console=ttyS0 quiet"
 cpus = 4
 cpu = "x86-64-v2"
 accel = "soft"
+soft-tier = 1
 on-reboot = "stop"
 serial = ["stdio", "file=com2.log,append=on", "socket=com3.sock", "null"]
 debugcon = "file=debug.log"
@@ -89,7 +92,8 @@ debug-exit = "0x501"
 "#;
     let in_json = r#"{
 "name": "web", "kernel": "vmlinuz", "initrd": "/boot/initrd.img",
-"cmdline": "console=ttyS0 quiet", "cpus": 4, "cpu": "v2", "accel": "soft", "on-reboot": "stop",
+"cmdline": "console=ttyS0 quiet", "cpus": 4, "cpu": "v2", "accel": "soft",
+"soft-tier": 1, "on-reboot": "stop",
 "serial": ["stdio", {"file": "com2.log,append=on"}, {"socket": "com3.sock"}, {"null": null}],
 "debugcon": {"file": {"path": "debug.log"}},
 "memory": {"size": "1536M", "hugepages": "on"},
@@ -111,6 +115,7 @@ cmdline = "console=ttyS0 quiet"
 cpus = 4
 cpu = "x86-64-v2"
 accel = "soft"
+soft-tier = 1
 on-reboot = "stop"
 serial = ["stdio", { file = { path = "com2.log", append = true } }, { socket = { path = "com3.sock" } }, "null"]
 
@@ -145,7 +150,7 @@ fn mistakes_are_shown_where_they_are_with_what_was_meant() {
   |
 2 | memroy = \"1G\"
   | ^^^^^^
-unknown field `memroy`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `on-reboot`, `command`, `serial`, `memory`, `debugcon`, `debug-exit`
+unknown field `memroy`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `soft-tier`, `on-reboot`, `command`, `serial`, `memory`, `debugcon`, `debug-exit`
 did you mean `memory`?",
         ),
         (
@@ -198,7 +203,7 @@ did you mean `restart`?",
     }
     assert_eq!(
         MachineConfig::from_json("{\"vcpus\": 1}").unwrap_err().to_string(),
-        "unknown field `vcpus`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `on-reboot`, `command`, `serial`, `memory`, `debugcon`, `debug-exit` at line 1 column 8
+        "unknown field `vcpus`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `soft-tier`, `on-reboot`, `command`, `serial`, `memory`, `debugcon`, `debug-exit` at line 1 column 8
 did you mean `cpus`?"
     );
 }

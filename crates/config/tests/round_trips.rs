@@ -2,7 +2,7 @@
 
 use caisson_config::{
     Accel, ByteSize, CharBackend, Cpu, CpuModel, DebugExit, FileBackend, HostPath, HugePages,
-    ImageName, MachineConfig, MachineName, Memory, OnReboot, SocketBackend, options,
+    ImageName, MachineConfig, MachineName, Memory, OnReboot, SocketBackend, SoftTier, options,
 };
 use proptest::prelude::*;
 
@@ -68,6 +68,7 @@ fn config() -> impl Strategy<Value = MachineConfig> {
         ),
         (
             prop_oneof![Just(Accel::Auto), Just(Accel::Kvm), Just(Accel::Soft)],
+            prop_oneof![Just(SoftTier::Interpreted), Just(SoftTier::Native)],
             prop_oneof![Just(OnReboot::Restart), Just(OnReboot::Stop)],
             proptest::collection::vec(any::<String>(), 0..4),
             proptest::collection::vec(backend(), 0..5),
@@ -78,7 +79,8 @@ fn config() -> impl Strategy<Value = MachineConfig> {
     )
         .prop_map(|(first, second)| {
             let (name, image, kernel, initrd, cmdline, cpus, cpu) = first;
-            let (accel, on_reboot, command, serial, memory, debugcon, debug_exit) = second;
+            let (accel, soft_tier, on_reboot, command, serial, memory, debugcon, debug_exit) =
+                second;
             MachineConfig {
                 name,
                 image,
@@ -88,6 +90,7 @@ fn config() -> impl Strategy<Value = MachineConfig> {
                 cpus,
                 cpu,
                 accel,
+                soft_tier,
                 on_reboot,
                 command,
                 serial,

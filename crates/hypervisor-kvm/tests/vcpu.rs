@@ -210,7 +210,7 @@ fn time_stands_still_while_the_clock_does() {
 #[test]
 fn a_vcpu_moves_between_kvm_and_the_software_cpu_in_the_middle() {
     let Some(kvm) = board() else { return };
-    let soft = board_of(&Soft, 1);
+    let soft = board_of(&Soft::default(), 1);
     // A sum over a loop, with a port write in each round: mov ecx, 40; xor ebx, ebx;
     // l: imul rbx, rbx, 31; add rbx, rcx; out 0x80, al; dec ecx; jnz l
     let code = [

@@ -6,14 +6,23 @@ use caisson_hypervisor::{
     Availability, Hypervisor, HypervisorError, Partition, PartitionConfig, Probe, x86::CpuidTable,
 };
 
-use crate::{exec_memory::ExecMemory, partition::SoftPartition};
+use crate::{exec_memory::ExecMemory, partition::SoftPartition, tier::Tier};
 
 /// The most vCPUs of a partition: one bit each in the code map.
 pub const MAX_VCPUS: u32 = 64;
 
 /// The software CPU.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Soft;
+pub struct Soft {
+    tier: Tier,
+}
+
+impl Soft {
+    /// One that goes as far as `tier`.
+    pub const fn new(tier: Tier) -> Self {
+        Self { tier }
+    }
+}
 
 impl Hypervisor for Soft {
     fn name(&self) -> &'static str {
@@ -63,6 +72,6 @@ impl Hypervisor for Soft {
                 });
             }
         }
-        Ok(Arc::new(SoftPartition::new(config)?))
+        Ok(Arc::new(SoftPartition::new(config, self.tier)?))
     }
 }

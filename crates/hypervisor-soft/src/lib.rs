@@ -15,11 +15,13 @@ mod partition;
 mod shared;
 mod speculation;
 mod stepper;
+mod tier;
 mod timer;
 mod vcpu;
 
 pub use hypervisor::{MAX_VCPUS, Soft};
 pub use stepper::{StepEnd, Stepper, Steppers};
+pub use tier::Tier;
 
 /// The CPUID that guests of this backend see by default, with `vcpus` vCPUs.
 pub fn cpuid(vcpus: u32) -> caisson_hypervisor::x86::CpuidTable {

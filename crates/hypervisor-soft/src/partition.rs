@@ -17,6 +17,7 @@ use crate::{
     exec_memory::ExecMemory,
     hypervisor::MAX_VCPUS,
     shared::{DeviceWrites, MemoryMap, Shared},
+    tier::Tier,
     timer,
     vcpu::SoftVcpu,
 };
@@ -31,7 +32,7 @@ pub(crate) struct SoftPartition {
 }
 
 impl SoftPartition {
-    pub(crate) fn new(config: PartitionConfig) -> Result<Self, HypervisorError> {
+    pub(crate) fn new(config: PartitionConfig, tier: Tier) -> Result<Self, HypervisorError> {
         if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
             return Err(HypervisorError::TooManyVcpus {
                 backend: "soft",
@@ -58,6 +59,7 @@ impl SoftPartition {
             clock::Clock::new(config.tsc_hz),
             thunks,
             phys_bits,
+            tier,
         ));
         let device_writes = Arc::new(DeviceWrites(Arc::downgrade(&shared)));
         shared
@@ -92,7 +94,7 @@ impl SoftPartition {
                 "vCPU {index} exists already"
             )));
         }
-        Ok(SoftVcpu::new(self.shared.clone(), index))
+        SoftVcpu::new(self.shared.clone(), index)
     }
 
     fn only_vtl0(vtl: Vtl) -> bool {

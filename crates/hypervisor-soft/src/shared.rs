@@ -12,7 +12,7 @@ use caisson_memory::{Gpa, GuestMemory, WriteWatch};
 use caisson_x86_cpu::state::request;
 use parking_lot::{Condvar, Mutex};
 
-use crate::{clock::Clock, code_map::CodeMap, exec_memory::ExecMemory, timer::Timers};
+use crate::{clock::Clock, code_map::CodeMap, exec_memory::ExecMemory, tier::Tier, timer::Timers};
 
 /// What one vCPU asks of another before it runs guest code again.
 #[derive(Clone, Copy, Debug)]
@@ -131,6 +131,8 @@ pub(crate) struct Shared {
     pub(crate) thunks: Mutex<ExecMemory>,
     pub(crate) cpuid: CpuidTable,
     pub(crate) phys_bits: u8,
+    /// How far vCPUs go with code that runs often.
+    pub(crate) tier: Tier,
     /// Held by the vCPU for which all others stand still.
     exclusive: Mutex<()>,
     /// Drops of write tags that are being waited for.
@@ -157,6 +159,7 @@ impl Shared {
         clock: Clock,
         thunks: ExecMemory,
         phys_bits: u8,
+        tier: Tier,
     ) -> Self {
         let ids: Vec<u32> = (0..vcpus).collect();
         let code = CodeMap::new(&memory);
@@ -170,6 +173,7 @@ impl Shared {
             thunks: Mutex::new(thunks),
             cpuid,
             phys_bits,
+            tier,
             exclusive: Mutex::new(()),
             dropping: AtomicUsize::new(0),
         }

@@ -9,7 +9,7 @@ use caisson_hypervisor::{
 };
 use caisson_memory::{GuestMemory, Vtl};
 
-use crate::{partition::SoftPartition, vcpu::SoftVcpu};
+use crate::{partition::SoftPartition, tier::Tier, vcpu::SoftVcpu};
 
 /// The software CPUs that help the vCPUs of one partition out. They work on the
 /// same memory; atomic instructions are atomic towards vCPUs in the guest.
@@ -46,13 +46,14 @@ impl Steppers {
         vcpus: u32,
         cpuid: CpuidTable,
     ) -> Result<Self, HypervisorError> {
-        let partition = SoftPartition::new(PartitionConfig {
+        let config = PartitionConfig {
             vcpus,
             memory,
             cpuid: Some(cpuid),
             tsc_hz: None,
             dirty: Default::default(),
-        })?;
+        };
+        let partition = SoftPartition::new(config, Tier::Interpreted)?;
         // States that are set bring their own time.
         partition.set_clock_running(false);
         Ok(Self {

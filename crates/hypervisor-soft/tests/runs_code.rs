@@ -9,7 +9,7 @@ use caisson_hypervisor::{
     Access, BusAnswer, Exit, Hypervisor, IoBus, KickHandle, PartitionConfig, Space, Vcpu,
     x86::{Segment, VcpuState},
 };
-use caisson_hypervisor_soft::Soft;
+use caisson_hypervisor_soft::{Soft, Tier};
 use caisson_memory::{
     Gpa, GuestMemory, MemoryView, RegionKind, Vtl,
     host::{HugePages, Mapping},
@@ -85,8 +85,10 @@ fn long_mode() -> VcpuState {
     s
 }
 
-fn run(code: &[u8]) -> (u64, Box<dyn Vcpu>) {
-    let (mut v, _) = start(code);
+const TIERS: [Tier; 2] = [Tier::Interpreted, Tier::Native];
+
+fn run(tier: Tier, code: &[u8]) -> (u64, Box<dyn Vcpu>) {
+    let (mut v, _) = start(tier, code);
     let bus = Bus::default();
     *bus.kick.lock().unwrap() = Some(v.kick_handle());
     let exit = v.run(&bus);
@@ -95,7 +97,7 @@ fn run(code: &[u8]) -> (u64, Box<dyn Vcpu>) {
 }
 
 /// A vCPU that will execute `code` at 0x8000, and its memory.
-fn start(code: &[u8]) -> (Box<dyn Vcpu>, MemoryView) {
+fn start(tier: Tier, code: &[u8]) -> (Box<dyn Vcpu>, MemoryView) {
     let m = Mapping::new("guest", 2 << 20, HugePages::Off).unwrap();
     let memory =
         GuestMemory::new(vec![m.region("ram", Gpa(0), 0, 2 << 20, RegionKind::Ram)]).unwrap();
@@ -104,7 +106,7 @@ fn start(code: &[u8]) -> (Box<dyn Vcpu>, MemoryView) {
     view.write_obj(Gpa(0x2000), &0x3003u64).unwrap();
     view.write_obj(Gpa(0x3000), &0x83u64).unwrap();
     view.write(Gpa(0x8000), code).unwrap();
-    let p = Soft
+    let p = Soft::new(tier)
         .create_partition(PartitionConfig {
             vcpus: 1,
             memory,
@@ -125,13 +127,109 @@ fn loops_and_writes_a_port() {
     let mut code = vec![0x31, 0xc0, 0xb9];
     code.extend(n.to_le_bytes());
     code.extend([0x48, 0x01, 0xc8, 0xff, 0xc9, 0x75, 0xf9, 0xe7, 0xf4, 0xf4]);
-    let t = std::time::Instant::now();
-    let (v, vcpu) = run(&code);
-    println!("{:?} {:?}", t.elapsed(), vcpu.stats());
-    let sum = u64::from(n) * (u64::from(n) + 1) / 2;
-    assert_eq!(v, sum & 0xffff_ffff);
-    assert_eq!(vcpu.stats().instructions, Some(2 + 3 * u64::from(n) + 1));
+    for tier in TIERS {
+        let t = std::time::Instant::now();
+        let (v, vcpu) = run(tier, &code);
+        println!("{tier:?} {:?} {:?}", t.elapsed(), vcpu.stats());
+        let sum = u64::from(n) * (u64::from(n) + 1) / 2;
+        assert_eq!(v, sum & 0xffff_ffff);
+        assert_eq!(
+            vcpu.stats().instructions,
+            Some(2 + 3 * u64::from(n) + 1),
+            "{tier:?}"
+        );
+    }
 }
+
+#[test]
+fn an_endless_loop_is_left_when_somebody_asks() {
+    // Loops with live flags, through a call, over pages, and through a register.
+    let loops: [&[u8]; 5] = [
+        &[0xeb, 0xfe],
+        // l: adc eax, 1; jnz l (never zero for long); jmp l
+        &[0x83, 0xd0, 1, 0x75, 0xfb, 0xeb, 0xf9],
+        // l: call f; jmp l; f: ret
+        &[0xe8, 2, 0, 0, 0, 0xeb, 0xf9, 0xc3],
+        // lea rax, [rip - 7]; jmp rax
+        &[0x48, 0x8d, 5, 0xf9, 0xff, 0xff, 0xff, 0xff, 0xe0],
+        // jmp 0x9000, where a jump leads back
+        &[0xe9, 0xfb, 0x0f, 0, 0],
+    ];
+    for tier in TIERS {
+        for code in loops {
+            let (mut vcpu, view) = start(tier, code);
+            // jmp 0x8000
+            view.write(Gpa(0x9000), &[0xe9, 0xfb, 0xef, 0xff, 0xff])
+                .unwrap();
+            let kick = vcpu.kick_handle();
+            let kicker = std::thread::spawn(move || {
+                std::thread::sleep(std::time::Duration::from_millis(30));
+                kick.kick();
+            });
+            assert_eq!(vcpu.run(&Bus::default()), Exit::Kicked, "{tier:?}");
+            kicker.join().unwrap();
+        }
+    }
+}
+
+#[test]
+fn code_that_writes_itself_runs_as_written() {
+    // A loop that changes the immediate of the instruction that comes next, in
+    // its own block, and adds it up.
+    // mov ecx, 1000; xor ebx, ebx; xor edx, edx
+    let mut code = vec![0xb9, 0xe8, 3, 0, 0, 0x31, 0xdb, 0x31, 0xd2];
+    let l = code.len();
+    // l: inc edx; mov [rip + 1], edx; mov eax, imm32; add ebx, eax; dec ecx; jnz l
+    code.extend([0xff, 0xc2, 0x89, 0x15, 1, 0, 0, 0]);
+    code.extend([0xb8, 0, 0, 0, 0, 0x01, 0xc3, 0xff, 0xc9, 0x75]);
+    code.push((l as i64 - code.len() as i64 - 1) as u8);
+    // mov eax, ebx; out 0xf4, eax
+    code.extend([0x89, 0xd8, 0xe7, 0xf4, 0xf4]);
+    // The same from another page, which writes over a function here after each
+    // few calls: mov ecx, 3000; xor ebx, ebx; l: call 0x9000; test cl, 63; jnz n;
+    // mov [0x9001], ecx; n: dec ecx; jnz l; mov eax, ebx; out 0xf4, eax
+    let mut other = vec![0xb9, 0xb8, 0x0b, 0, 0, 0x31, 0xdb];
+    let l = other.len() as i64;
+    other.push(0xe8);
+    let distance = 0x1000 - (other.len() as i32 + 4);
+    other.extend(distance.to_le_bytes());
+    other.extend([0xf6, 0xc1, 63, 0x75, 7]);
+    other.extend([0x89, 0x0c, 0x25, 0x01, 0x90, 0, 0]);
+    other.extend([0xff, 0xc9, 0x75]);
+    other.push((l - other.len() as i64 - 1) as u8);
+    other.extend([0x89, 0xd8, 0xe7, 0xf4, 0xf4]);
+    let mut expected = 0u32;
+    let mut imm = 7u32;
+    for ecx in (1..=3000u32).rev() {
+        expected = expected.wrapping_add(imm);
+        if ecx & 63 == 0 {
+            imm = ecx;
+        }
+    }
+    for tier in TIERS {
+        let (sum, _) = run(tier, &code);
+        assert_eq!(sum, 1000 * 1001 / 2, "{tier:?}");
+        let (mut vcpu, view) = start(tier, &other);
+        // mov eax, 7; add ebx, eax; ret
+        view.write(Gpa(0x9000), &[0xb8, 7, 0, 0, 0, 0x01, 0xc3, 0xc3])
+            .unwrap();
+        let bus = Bus::default();
+        *bus.kick.lock().unwrap() = Some(vcpu.kick_handle());
+        assert_eq!(vcpu.run(&bus), Exit::Kicked);
+        assert_eq!(
+            bus.value.load(Ordering::SeqCst),
+            u64::from(expected),
+            "{tier:?}"
+        );
+        if tier == Tier::Native {
+            let stats = vcpu.stats();
+            assert!(stats.code_invalidations >= 40, "{stats:?}");
+        }
+    }
+}
+
+/// How often [`Loader`] does so.
+const LOADS: usize = 200;
 
 /// A device that loads other code where the guest just executed some, as a disk
 /// does.
@@ -149,11 +247,13 @@ impl IoBus for Loader {
     fn write(&self, _: Access, data: &[u8]) -> BusAnswer {
         let mut values = self.values.lock().unwrap();
         values.push(data[0]);
-        if values.len() == 3 {
+        if values.len() == LOADS {
             self.kick.kick();
         }
         // The immediate operand of MOV AL.
-        self.view.write(Gpa(0x9001), &[data[0] + 1]).unwrap();
+        self.view
+            .write(Gpa(0x9001), &[data[0].wrapping_add(1)])
+            .unwrap();
         BusAnswer::Done
     }
     fn eoi(&self, _: Vtl, _: u8) {}
@@ -165,20 +265,24 @@ impl IoBus for Loader {
 #[test]
 fn code_that_a_device_writes_is_executed() {
     // l: call 0x9000; out 0xf4,al; jmp l. At 0x9000: mov al,1; ret.
-    let (mut vcpu, view) = start(&[0xe8, 0xfb, 0x0f, 0, 0, 0xe6, 0xf4, 0xeb, 0xf7]);
-    view.write(Gpa(0x9000), &[0xb0, 1, 0xc3]).unwrap();
-    let bus = Loader {
-        view,
-        kick: vcpu.kick_handle(),
-        values: Mutex::default(),
-    };
-    assert_eq!(vcpu.run(&bus), Exit::Kicked);
-    assert_eq!(*bus.values.lock().unwrap(), [1, 2, 3]);
+    for tier in TIERS {
+        let (mut vcpu, view) = start(tier, &[0xe8, 0xfb, 0x0f, 0, 0, 0xe6, 0xf4, 0xeb, 0xf7]);
+        view.write(Gpa(0x9000), &[0xb0, 1, 0xc3]).unwrap();
+        let bus = Loader {
+            view,
+            kick: vcpu.kick_handle(),
+            values: Mutex::default(),
+        };
+        assert_eq!(vcpu.run(&bus), Exit::Kicked);
+        // Often enough for the caller to be translated.
+        let expected: Vec<u8> = (1..=LOADS as u8).collect();
+        assert_eq!(*bus.values.lock().unwrap(), expected);
+    }
 }
 
 #[test]
 fn state_survives_a_save_and_restore() {
-    let (_, mut vcpu) = run(&[0xb8, 0x2a, 0, 0, 0, 0xe7, 0xf4, 0xf4]);
+    let (_, mut vcpu) = run(Tier::Interpreted, &[0xb8, 0x2a, 0, 0, 0, 0xe7, 0xf4, 0xf4]);
     let s = vcpu.state(Vtl::VTL0).unwrap();
     vcpu.reset(Vtl::VTL0, false);
     assert_ne!(vcpu.state(Vtl::VTL0).unwrap().gprs, s.gprs);

@@ -7,6 +7,7 @@ use crate::{
     build,
     cache::{Block, CodeCache},
     fault::Fault,
+    jit,
     mem::Privilege,
     mmu::{self, Intent},
     state::{Activity, Cpu, Shadow, mode, reg, request, seg},
@@ -38,8 +39,10 @@ pub fn run(cpu: &mut Cpu, cache: &mut CodeCache) -> Stop {
         }
         let stop = if cpu.shadow != Shadow::None || cpu.mode & mode::STEP != 0 {
             step(cpu, cache)
+        } else if cache.translates() {
+            chain::<true>(cpu, cache)
         } else {
-            chain(cpu, cache)
+            chain::<false>(cpu, cache)
         };
         if let Some(stop) = stop {
             return stop;
@@ -91,9 +94,9 @@ fn run_block(cpu: &mut Cpu, block: *const Block) -> u32 {
     }
 }
 
-/// Runs blocks one after another.
-fn chain(cpu: &mut Cpu, cache: &mut CodeCache) -> Option<Stop> {
-    let mut block = match lookup(cpu, cache) {
+/// Runs blocks one after another; with `NATIVE`, hot ones as host code.
+fn chain<const NATIVE: bool>(cpu: &mut Cpu, cache: &mut CodeCache) -> Option<Stop> {
+    let mut block = match lookup::<NATIVE>(cpu, cache) {
         Ok(b) => b,
         Err(f) => return raise(cpu, f),
     };
@@ -101,11 +104,19 @@ fn chain(cpu: &mut Cpu, cache: &mut CodeCache) -> Option<Stop> {
         return Some(Stop::Request);
     }
     loop {
-        let code = run_block(cpu, block);
+        let code;
+        if NATIVE {
+            (block, code) = jit::run(cpu, cache, block, |cpu| run_block(cpu, block));
+        } else {
+            code = run_block(cpu, block);
+        }
         if code <= Next::TAKEN {
             // SAFETY: as in `run_block`.
             let next = unsafe { (*block).links[code as usize] };
             if !next.is_null() && cpu.request.load(Ordering::Relaxed) == 0 {
+                if NATIVE {
+                    jit::connect(cache, block, code as usize, next);
+                }
                 block = next;
                 continue;
             }
@@ -115,7 +126,7 @@ fn chain(cpu: &mut Cpu, cache: &mut CodeCache) -> Option<Stop> {
             }
             let generation = cpu.code_generation;
             let flushes = cache.stats.flushes;
-            let next = match lookup(cpu, cache) {
+            let next = match lookup::<NATIVE>(cpu, cache) {
                 Ok(b) => b,
                 Err(f) => return raise(cpu, f),
             };
@@ -140,7 +151,7 @@ fn chain(cpu: &mut Cpu, cache: &mut CodeCache) -> Option<Stop> {
                 if cpu.pending_db != 0 {
                     return after(cpu);
                 }
-                block = match lookup(cpu, cache) {
+                block = match lookup::<NATIVE>(cpu, cache) {
                     Ok(b) => b,
                     Err(f) => return raise(cpu, f),
                 };
@@ -223,11 +234,14 @@ fn raise(cpu: &mut Cpu, fault: Fault) -> Option<Stop> {
 
 /// The block at RIP through the jump cache.
 #[inline]
-fn lookup(cpu: &mut Cpu, cache: &mut CodeCache) -> Result<*const Block, Fault> {
+fn lookup<const NATIVE: bool>(cpu: &mut Cpu, cache: &mut CodeCache) -> Result<*const Block, Fault> {
     let base = cpu.regs[reg::SEG_BASE + seg::CS];
     let address = cpu.rip.wrapping_add(base);
     if let Some(b) = cache.jump(address, cpu.code_generation, cpu.mode) {
         cpu.regs[reg::PAGE_RIP] = (address & !0xfff).wrapping_sub(base);
+        if NATIVE {
+            cache.note_jump(cpu, b);
+        }
         return Ok(b);
     }
     let b = find(cpu, cache, cpu.mode)?;

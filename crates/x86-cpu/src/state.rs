@@ -256,6 +256,8 @@ pub struct Cpu {
     pub cc: u64,
     /// The TLB array for the present privilege.
     pub tlb: *mut TlbEntry,
+    /// What translated code keeps here.
+    pub native: crate::jit::Frame,
     /// What other threads want ([`request`] bits).
     pub request: Arc<AtomicU32>,
     /// An interrupt or NMI waits for the guest to allow it.
@@ -348,8 +350,9 @@ pub struct Cpu {
 }
 
 // SAFETY: the raw pointers are the TLB array (owned by `tlbs`, host addresses
-// of guest memory that the engine keeps mapped) and `env`, which is only
-// non-null while the owning thread runs the vCPU.
+// of guest memory that the engine keeps mapped), `env`, which is only non-null
+// while the owning thread runs the vCPU, and those of `native`, which are set
+// before each use.
 unsafe impl Send for Cpu {}
 
 /// MSRs with meaning to the core.

@@ -13,13 +13,14 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 use caisson_config::{HugePages, OnReboot};
+use caisson_hypervisor_soft::Tier;
 use caisson_machine::{
     BootSpec, CpuSpec, Elapsed, HostEnd, Input, Machine, MachineSpec, MemorySpec, OnCrash,
     SerialInput, Snapshot,
 };
 
 use super::{
-    all_backends,
+    all_backends, at_tier,
     compare::differences,
     wire::{Answer, Description, Frame, Port, Request},
 };
@@ -133,6 +134,11 @@ impl Host {
             .into_iter()
             .find(|backend| backend.name() == description.backend)
             .ok_or_else(|| anyhow!("there is no backend \"{}\"", description.backend))?;
+        let tier = if description.native {
+            Tier::Native
+        } else {
+            Tier::Interpreted
+        };
         let end = |port| -> Option<Box<dyn HostEnd>> {
             let (_, input) = self.inputs.iter().find(|(other, _)| *other == port)?;
             Some(Box::new(PortEnd {
@@ -144,7 +150,7 @@ impl Host {
         let open = |what, path: &Path| Input::open(what, path, LIMIT);
         Ok(MachineSpec {
             name: "test".into(),
-            hypervisor: backend,
+            hypervisor: at_tier(backend, tier),
             vcpus: description.cpus,
             cpu: CpuSpec::open(&description.cpu.parse()?)?,
             memory: MemorySpec {

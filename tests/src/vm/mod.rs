@@ -21,6 +21,7 @@ use std::{
 use anyhow::{Result, anyhow, bail, ensure};
 use caisson_config::{Cpu, HugePages, OnReboot};
 use caisson_hypervisor::{Availability, Hypervisor};
+use caisson_hypervisor_soft::{Soft, Tier};
 use caisson_machine::{
     BootSpec, CpuSpec, HostEnd, Input, MachineSpec, MemorySpec, OnCrash, Outcome, SERIAL_PORTS,
     SerialInput,
@@ -51,7 +52,7 @@ pub fn all_backends() -> Vec<Arc<dyn Hypervisor>> {
 
 fn available(least: Availability) -> Vec<Arc<dyn Hypervisor>> {
     let all: Vec<Arc<dyn Hypervisor>> = vec![
-        Arc::new(caisson_hypervisor_soft::Soft),
+        Arc::new(Soft::default()),
         Arc::new(caisson_hypervisor_kvm::Kvm),
     ];
     let found: Vec<_> = all
@@ -60,6 +61,32 @@ fn available(least: Availability) -> Vec<Arc<dyn Hypervisor>> {
         .collect();
     assert!(!found.is_empty(), "the software CPU works everywhere");
     found
+}
+
+/// The tiers that `backend` can run guest code on: the software CPU has two.
+pub fn tiers(backend: &dyn Hypervisor) -> &'static [Tier] {
+    if backend.name() == Soft::default().name() {
+        &[Tier::Interpreted, Tier::Native]
+    } else {
+        &[Tier::Interpreted]
+    }
+}
+
+/// What the environment asks for, so that every test can be run on the native tier.
+fn usual_tier() -> Tier {
+    match std::env::var("CAISSON_TEST_SOFT_TIER").as_deref() {
+        Ok("1") => Tier::Native,
+        _ => Tier::Interpreted,
+    }
+}
+
+/// `backend`, or the software CPU that goes as far as `tier`.
+fn at_tier(backend: Arc<dyn Hypervisor>, tier: Tier) -> Arc<dyn Hypervisor> {
+    if tier == Tier::Native && tiers(&*backend).contains(&tier) {
+        Arc::new(Soft::new(tier))
+    } else {
+        backend
+    }
 }
 
 /// When a machine moves to a fresh process, besides before its first instruction.
@@ -89,6 +116,8 @@ impl Moves {
 pub struct VmSpec {
     /// What runs it.
     pub backend: Arc<dyn Hypervisor>,
+    /// How far the software CPU goes, if it is that.
+    pub tier: Tier,
     /// Kernel, initrd, command line.
     pub boot: BootSpec,
     /// vCPUs.
@@ -110,6 +139,7 @@ impl VmSpec {
     pub fn new(backend: &Arc<dyn Hypervisor>, kernel: Input) -> Self {
         Self {
             backend: backend.clone(),
+            tier: usual_tier(),
             boot: BootSpec {
                 kernel,
                 initrd: None,
@@ -133,7 +163,7 @@ impl VmSpec {
     ) -> MachineSpec {
         MachineSpec {
             name: "test".into(),
-            hypervisor: self.backend.clone(),
+            hypervisor: at_tier(self.backend.clone(), self.tier),
             vcpus: self.cpus,
             cpu: CpuSpec::open(&self.cpu).expect("the processor is described"),
             memory: MemorySpec {
@@ -154,6 +184,7 @@ impl VmSpec {
         let path = |input: &Input| input.path().to_owned();
         Description {
             backend: self.backend.name().into(),
+            native: self.tier == Tier::Native,
             kernel: path(&self.boot.kernel),
             initrd: self.boot.initrd.as_ref().map(path),
             modules: self

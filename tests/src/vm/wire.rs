@@ -25,6 +25,8 @@ pub(super) enum Port {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Description {
     pub(super) backend: String,
+    /// The software CPU translates hot code.
+    pub(super) native: bool,
     pub(super) kernel: PathBuf,
     pub(super) initrd: Option<PathBuf>,
     pub(super) modules: Vec<(PathBuf, String)>,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use caisson_config::{
     Accel, CharBackend, Cpu, DebugExit, HostPath, ImageName, MachineConfig, MachineName, Memory,
-    OnReboot,
+    OnReboot, SoftTier,
 };
 use clap::Args;
 
@@ -97,6 +97,11 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "auto|kvm|soft", help_heading = "Machine")]
     pub(crate) accel: Option<Accel>,
 
+    /// How far the software CPU goes with code that runs often: 0 interprets it, 1 translates it to
+    /// native code [default: 0]
+    #[arg(long, value_name = "0|1", help_heading = "Machine")]
+    pub(crate) soft_tier: Option<SoftTier>,
+
     /// End instead of starting again when the guest reboots
     #[arg(long, help_heading = "Machine")]
     pub(crate) no_reboot: bool,
@@ -187,6 +192,7 @@ impl RunArgs {
         replace(&mut config.cpu, &self.cpu);
         replace(&mut config.memory, &self.memory);
         replace(&mut config.accel, &self.accel);
+        replace(&mut config.soft_tier, &self.soft_tier);
         if self.no_reboot {
             config.on_reboot = OnReboot::Stop;
         }
@@ -236,6 +242,8 @@ mod tests {
                 "1G,hugepages=on",
                 "--accel",
                 "soft",
+                "--soft-tier",
+                "1",
                 "--serial",
                 "file=a,append=on",
                 "--serial",
@@ -255,6 +263,7 @@ cpus = 2
 cpu = "x86-64-v3"
 memory = { size = "1G", hugepages = true }
 accel = "soft"
+soft-tier = 1
 serial = [{ file = { path = "a", append = true } }, "null"]
 debugcon = "stdio"
 debug-exit = {}

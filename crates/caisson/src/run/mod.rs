@@ -33,7 +33,7 @@ pub(crate) fn run(args: &RunArgs, verbose: u8) -> Result<Exit> {
     if let Some(saved) = &saved
         && config.accel == Accel::Auto
     {
-        hypervisor = backend::like(saved.snapshot.backend(), hypervisor);
+        hypervisor = backend::like(saved.snapshot.backend(), config.soft_tier, hypervisor);
     }
     backend::require_usable(&*hypervisor)?;
     plan::check_files(&config)?;

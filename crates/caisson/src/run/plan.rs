@@ -32,7 +32,7 @@ pub(super) fn config(args: &RunArgs) -> Result<(MachineConfig, Arc<dyn Hyperviso
         )
         .into());
     }
-    let hypervisor = backend::choose(config.accel)?;
+    let hypervisor = backend::choose(config.accel, config.soft_tier)?;
     let limits = Limits {
         max_cpus: hypervisor.max_vcpus(),
         host_memory: host::memory(),

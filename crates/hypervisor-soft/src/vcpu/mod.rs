@@ -22,18 +22,23 @@ use caisson_x86_cpu::{
     env::Env,
     exec::{self, Stop},
     fault::{Exception, Fault},
+    jit::Settings,
     state::{Activity, Cpu, Shadow, request},
     sys,
 };
 
 use self::env::VcpuEnv;
 use crate::{
+    exec_memory::TwoViews,
     shared::{Order, Remote, Shared},
+    tier::Tier,
     timer::NEVER,
 };
 
 /// Bytes of decoded code that a vCPU keeps.
 const CACHE_LIMIT: usize = 64 << 20;
+/// Bytes of translated code that a vCPU keeps.
+const NATIVE_LIMIT: usize = 32 << 20;
 
 /// See [`Vcpu`].
 pub(crate) struct SoftVcpu {
@@ -48,10 +53,12 @@ pub(crate) struct SoftVcpu {
     injected: Option<Exception>,
     /// An interrupt that another backend accepted and did not deliver.
     accepted: Option<u8>,
+    /// What `cache` keeps translated code in.
+    _native: Option<TwoViews>,
 }
 
 impl SoftVcpu {
-    pub(crate) fn new(shared: Arc<Shared>, index: u32) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, index: u32) -> Result<Self, HypervisorError> {
         let at = index as usize;
         let mut cpu = Box::new(cpuid::new_cpu(&shared));
         cpu.request = shared.vcpus[at].request.clone();
@@ -64,9 +71,14 @@ impl SoftVcpu {
         let lapic = Lapic::new(config);
         shared.apic.publish(at, lapic.identity());
         let env = Box::new(VcpuEnv::new(shared.clone(), at, lapic));
+        let mut cache = CodeCache::new(CACHE_LIMIT);
+        let native = match shared.tier {
+            Tier::Interpreted => None,
+            Tier::Native => Some(native(&mut cache)?),
+        };
         let mut vcpu = Self {
             cpu,
-            cache: CodeCache::new(CACHE_LIMIT),
+            cache,
             env,
             shared,
             index: at,
@@ -74,11 +86,12 @@ impl SoftVcpu {
             halts: 0,
             injected: None,
             accepted: None,
+            _native: native,
         };
         if index != 0 {
             vcpu.cpu.activity = Activity::WaitForSipi;
         }
-        vcpu
+        Ok(vcpu)
     }
 
     fn remote(&self) -> &Remote {
@@ -404,6 +417,22 @@ impl Vcpu for SoftVcpu {
             emulated: 0,
         }
     }
+}
+
+/// Memory for translated code, given to `cache`.
+fn native(cache: &mut CodeCache) -> Result<TwoViews, HypervisorError> {
+    let failed = |reason: String| HypervisorError::Host {
+        what: "mapping memory for translated code",
+        reason,
+    };
+    let views = TwoViews::new("caisson-native", NATIVE_LIMIT).map_err(|e| failed(e.to_string()))?;
+    // SAFETY: asked for once; the vCPU drops its cache before the views, or runs
+    // neither any more.
+    let memory = unsafe { views.lend() };
+    if !cache.translate_into(memory, Settings::default()) {
+        return Err(failed("it is too small".into()));
+    }
+    Ok(views)
 }
 
 struct Kick {

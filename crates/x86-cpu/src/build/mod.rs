@@ -28,7 +28,7 @@ use crate::{
 /// between interrupt polls, and the stack where tail calls are not made.
 pub const MAX_INSTRUCTIONS: usize = 48;
 /// Bytes of code looked at per block.
-const WINDOW: usize = 256;
+pub(crate) const WINDOW: usize = 256;
 /// The longest instruction.
 const MAX_LENGTH: usize = 15;
 
@@ -172,7 +172,7 @@ fn decoder(bits: u32, data: &[u8], offset: usize) -> Result<Decoder<'_>, IcedErr
 }
 
 /// Tells the engine which 64-byte granules are about to be decoded.
-fn announce(cpu: &mut Cpu, gpa: u64, len: usize) {
+pub(crate) fn announce(cpu: &mut Cpu, gpa: u64, len: usize) {
     let first = gpa >> 6 & 63;
     let last = ((gpa & 0xfff) + len as u64 - 1).min(4095) >> 6;
     let granules = (!0 << first) & (!0 >> (63 - last));
@@ -183,7 +183,7 @@ fn announce(cpu: &mut Cpu, gpa: u64, len: usize) {
 
 /// Copies code from guest memory. Code outside of memory reads as ones, like
 /// any unclaimed address.
-fn read_code<'a>(
+pub(crate) fn read_code<'a>(
     cpu: &mut Cpu,
     gpa: u64,
     out: &'a mut [MaybeUninit<u8>],
@@ -381,6 +381,46 @@ fn is_too_long(bytes: &[u8], bits: u32) -> bool {
         }
     }
     false
+}
+
+/// One instruction by itself, at page offset `start`, and a terminator behind it,
+/// kept until the next flush: for translated code, which calls it. `left`
+/// instructions of its block come after it.
+pub(crate) fn single(
+    cpu: &mut Cpu,
+    cache: &mut CodeCache,
+    insn: &Instruction,
+    start: usize,
+    mode: u32,
+    left: usize,
+) -> *const Uop {
+    let mut uops = [const { MaybeUninit::uninit() }; MAX_INSTRUCTIONS + 1];
+    let mut notes = core::mem::take(&mut cache.notes);
+    notes.clear();
+    let mut b = Builder {
+        cpu,
+        cache,
+        mode,
+        notes,
+        count: 0,
+        targets: [0; 2],
+    };
+    b.lower(&mut uops, insn, start);
+    if b.notes.len() < 2 {
+        b.finish(&mut uops, start + insn.len());
+    }
+    b.settle(&mut uops);
+    let notes = b.notes;
+    // SAFETY: both were written.
+    let mut pair = unsafe { [uops[0].assume_init(), uops[1].assume_init()] };
+    pair[0].left = left as u8;
+    cache.notes = notes;
+    cache.keep_uops(pair)
+}
+
+/// Whether the builder has handlers of its own for `insn`, a near branch.
+pub(crate) fn handles_flow(insn: &Instruction) -> bool {
+    flow::handles(insn)
 }
 
 /// Whether the builder has handlers of its own for `insn`, a plain integer instruction.

@@ -11,6 +11,7 @@ use iced_x86::Instruction;
 use crate::{
     build::{Note, Uops},
     env::Env,
+    jit::{self, CodeMemory, Jit, Native as NativeCode},
     ops::native::Native,
     state::Cpu,
     uop::Uop,
@@ -40,6 +41,8 @@ pub struct Block {
     second_page: u64,
     /// Next block of the page with the same hash, or null.
     next: *const Block,
+    /// Its translation.
+    pub(crate) native: NativeCode,
 }
 
 /// No page has this number.
@@ -91,6 +94,8 @@ pub struct CodeCache {
     operands: Arena,
     /// The block builder's.
     pub(crate) notes: Vec<Note>,
+    /// The native tier, if there is one.
+    pub(crate) jit: Option<Box<Jit>>,
     /// Bytes kept before everything is thrown away.
     limit: usize,
     /// Counters.
@@ -109,6 +114,8 @@ pub struct CacheStats {
     pub lookups: u64,
     pub invalidations: u64,
     pub flushes: u64,
+    pub blocks_translated: u64,
+    pub native_flushes: u64,
 }
 
 impl CodeCache {
@@ -134,9 +141,27 @@ impl CodeCache {
             blocks: Arena::new(),
             operands: Arena::new(),
             notes: Vec::new(),
+            jit: None,
             limit,
             stats: CacheStats::default(),
         }
+    }
+
+    /// Has hot blocks translated from now on, into `memory`. `false`: that is too
+    /// little.
+    pub fn translate_into(&mut self, memory: CodeMemory, settings: jit::Settings) -> bool {
+        self.jit = Jit::new(memory, settings).map(Box::new);
+        self.jit.is_some()
+    }
+
+    /// Whether hot blocks are translated.
+    pub fn translates(&self) -> bool {
+        self.jit.is_some()
+    }
+
+    /// Bytes of translated code.
+    pub fn native_memory(&self) -> usize {
+        self.jit.as_ref().map_or(0, |j| j.used())
     }
 
     /// Throws everything away. No block may be running.
@@ -145,6 +170,9 @@ impl CodeCache {
         self.recent = NOTHING_RECENT;
         self.blocks.clear();
         self.operands.clear();
+        if let Some(jit) = &mut self.jit {
+            jit.clear();
+        }
         cpu.code_generation += 1;
         self.stats.flushes += 1;
     }
@@ -286,6 +314,57 @@ impl CodeCache {
         self.operands.keep(*insn) as u64
     }
 
+    /// Keeps micro-operations that belong to no block until the next flush.
+    pub(crate) fn keep_uops(&mut self, uops: [Uop; 2]) -> *const Uop {
+        self.operands.keep(uops).cast()
+    }
+
+    /// Sets the translation of `block`.
+    pub(crate) fn set_native(&mut self, block: *const Block, native: NativeCode) {
+        // SAFETY: a block of this cache, not yet flushed; nobody holds a reference
+        // to it.
+        unsafe { (*block.cast_mut()).native = native };
+    }
+
+    /// Notes that `block` was entered.
+    #[inline]
+    pub(crate) fn count_entry(&mut self, block: *const Block, entered: u16) {
+        // SAFETY: as in `set_native`.
+        unsafe { (*block.cast_mut()).native.count(entered) };
+    }
+
+    /// `block` is what runs at the present RIP: its translation, if there is one,
+    /// is found from translated code from now on.
+    #[inline]
+    pub(crate) fn note_jump(&mut self, cpu: &Cpu, block: *const Block) {
+        // SAFETY: as in `set_native`. Blocks that depend on a second page are never
+        // translated.
+        let native = unsafe { &(*block).native };
+        if native.is_some()
+            && let Some(jit) = &mut self.jit
+        {
+            jit.note_jump(cpu, native);
+        }
+    }
+
+    /// Forgets all translations, but not the blocks.
+    pub(crate) fn forget_natives(&mut self) {
+        for page in self.pages.values() {
+            // SAFETY: heads of a page of this cache, and their blocks.
+            for &head in unsafe { &*page.heads } {
+                let mut at = head;
+                while !at.is_null() {
+                    // SAFETY: a block of this cache, not yet flushed; nobody holds a
+                    // reference to it.
+                    unsafe {
+                        (*at.cast_mut()).native = NativeCode::none();
+                        at = (*at).next;
+                    }
+                }
+            }
+        }
+    }
+
     /// Keeps a natively executed instruction until the next flush.
     pub(crate) fn keep_native(&mut self, native: Native) -> u64 {
         self.operands.keep(native) as u64
@@ -315,6 +394,7 @@ impl Block {
             len: 0,
             second_page: second_page.unwrap_or(NO_PAGE),
             next: core::ptr::null(),
+            native: NativeCode::none(),
         }
     }
 

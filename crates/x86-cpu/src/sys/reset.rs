@@ -28,6 +28,7 @@ impl Cpu {
             regs: [0; reg::COUNT],
             cc: 0,
             tlb: core::ptr::null_mut(),
+            native: crate::jit::Frame::new(),
             request: Arc::new(AtomicU32::new(0)),
             window_wanted: false,
             mode: 0,
