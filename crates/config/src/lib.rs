@@ -32,6 +32,7 @@ mod path;
 mod size;
 mod suggest;
 mod validate;
+mod virtio;
 
 pub use accel::Accel;
 pub use chardev::{CharBackend, FileBackend, SocketBackend};
@@ -49,6 +50,7 @@ pub use path::{HostPath, HostPathError};
 pub use size::{ByteSize, SizeError};
 pub use suggest::closest;
 pub use validate::{Invalid, Limits, Problem};
+pub use virtio::VirtioTransport;
 
 /// The values that apply where a description is silent, in one place.
 pub mod defaults {

@@ -6,7 +6,8 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Accel, CharBackend, Cpu, DebugExit, HostPath, ImageName, MachineName, Memory, defaults,
+    Accel, CharBackend, Cpu, DebugExit, HostPath, ImageName, MachineName, Memory, VirtioTransport,
+    defaults,
 };
 
 /// One virtual machine, as its owner describes it.
@@ -45,6 +46,13 @@ pub struct MachineConfig {
     pub command: Vec<String>,
     /// The serial ports COM1 to COM4, in this order. Ports that are not listed do not exist.
     pub serial: Vec<CharBackend>,
+    /// The virtio consoles, `hvc0` and so on in Linux. At most 8.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub console: Vec<CharBackend>,
+    /// Whether there is a virtio entropy device, fed by the host's random numbers.
+    pub rng: bool,
+    /// What carries the virtio devices.
+    pub virtio: VirtioTransport,
     /// Guest RAM.
     pub memory: Memory,
     /// The debug console: what the guest writes to I/O port 0xe9.
@@ -79,6 +87,9 @@ impl Default for MachineConfig {
             memory: Memory::default(),
             accel: Accel::default(),
             serial: alloc::vec![CharBackend::Stdio],
+            console: Vec::new(),
+            rng: false,
+            virtio: VirtioTransport::default(),
             debugcon: None,
             debug_exit: None,
             command: Vec::new(),
@@ -104,6 +115,7 @@ impl MachineConfig {
             .chain(self.initrd.iter_mut())
             .chain(self.cpu.path_mut())
             .chain(self.serial.iter_mut().filter_map(CharBackend::path_mut))
+            .chain(self.console.iter_mut().filter_map(CharBackend::path_mut))
             .chain(self.debugcon.iter_mut().filter_map(CharBackend::path_mut))
     }
 }

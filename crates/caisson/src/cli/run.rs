@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use caisson_config::{
     Accel, CharBackend, Cpu, DebugExit, HostPath, ImageName, MachineConfig, MachineName, Memory,
-    OnReboot,
+    OnReboot, VirtioTransport,
 };
 use clap::Args;
 
@@ -106,6 +106,18 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "WHERE", help_heading = "Ports")]
     pub(crate) serial: Vec<CharBackend>,
 
+    /// Have a virtio console and lead it like a serial port; Linux calls the first hvc0. Repeat it for more
+    #[arg(long, value_name = "WHERE", help_heading = "Ports")]
+    pub(crate) console: Vec<CharBackend>,
+
+    /// Have a virtio entropy device, which gives the guest random numbers of the host's
+    #[arg(long, help_heading = "Machine")]
+    pub(crate) rng: bool,
+
+    /// What carries virtio devices: pci, or mmio for kernels without PCI [default: pci]
+    #[arg(long, value_name = "pci|mmio", help_heading = "Machine")]
+    pub(crate) virtio: Option<VirtioTransport>,
+
     /// Have a debug console (I/O port 0xe9) and lead it like a serial port
     #[arg(long, value_name = "WHERE", help_heading = "Ports")]
     pub(crate) debugcon: Option<CharBackend>,
@@ -187,11 +199,16 @@ impl RunArgs {
         replace(&mut config.cpu, &self.cpu);
         replace(&mut config.memory, &self.memory);
         replace(&mut config.accel, &self.accel);
+        replace(&mut config.virtio, &self.virtio);
+        config.rng |= self.rng;
         if self.no_reboot {
             config.on_reboot = OnReboot::Stop;
         }
         if !self.serial.is_empty() {
             config.serial.clone_from(&self.serial);
+        }
+        if !self.console.is_empty() {
+            config.console.clone_from(&self.console);
         }
         if !self.command.is_empty() {
             config.command.clone_from(&self.command);
@@ -244,6 +261,11 @@ mod tests {
                 "stdio",
                 "--debug-exit",
                 "--no-reboot",
+                "--console",
+                "socket=c",
+                "--rng",
+                "--virtio",
+                "mmio",
             ],
         );
         let by_file = MachineConfig::from_toml(
@@ -259,6 +281,9 @@ serial = [{ file = { path = "a", append = true } }, "null"]
 debugcon = "stdio"
 debug-exit = {}
 on-reboot = "stop"
+console = [{ socket = "c" }]
+rng = true
+virtio = "mmio"
 "#,
         )
         .unwrap();
