@@ -48,8 +48,8 @@ fn spec() -> MachineSpec {
         debugcon: None,
         debug_exit: Some(0xf4),
         virtio: Default::default(),
-        rng: false,
-        consoles: Vec::new(),
+        rng: true,
+        consoles: vec![Box::new(StreamEnd::new(std::io::sink()))],
         on_reboot: OnReboot::Stop,
         on_crash: OnCrash::End,
     }

@@ -1,8 +1,10 @@
 //! Virtio devices as Debian's own drivers use them, over each transport, on every backend.
 
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
+use anyhow::{Context, Result, ensure};
 use caisson_config::VirtioTransport;
+use caisson_image::{ImageStore, Silent};
 use caisson_machine::Outcome;
 use caisson_tests::{
     debian::{BOOT, virtio_spec},
@@ -99,7 +101,10 @@ fn use_devices(guest: &mut Guest) {
     let size = guest.run("while [ \"$(stty -F /dev/hvc0 size)\" != '43 132' ]; do sleep 0.1; done; stty -F /dev/hvc0 size");
     assert_eq!(size, "43 132");
 
-    let complaints = guest.run("dmesg | grep -iE 'firmware bug|warning|bug:|oops|virtio.*(fail|error|reset)|can.t (claim|assign)' | grep -v 'speculat'");
+    let complaints = guest.run(
+        "dmesg | grep -iE 'pci|acpi|virtio|hvc|irq|mem 0x' | grep -iE 'bug|warn|fail|error|conflict|invalid|can.t' \
+         | grep -v 'if necessary'",
+    );
     assert_eq!(complaints, "", "{}", guest.run("dmesg"));
     let shown = guest.vm.inspect().unwrap();
     assert!(!shown.contains("needs reset because"), "{shown}");
@@ -125,6 +130,81 @@ fn debian_uses_entropy_and_console_over_pci_across_a_move() {
             "{vectors}"
         );
         use_devices(&mut guest);
+    }
+}
+
+/// What `lspci -vvv` makes of the guest's functions: their configuration space as the guest's kernel reads it, given to
+/// the program on the host.
+fn lspci(guest: &mut Guest) -> Result<String> {
+    let dump = guest.run(
+        "for f in /sys/bus/pci/devices/*; do echo function ${f##*/}; od -An -v -tx1 $f/config; done",
+    );
+    let mut text = String::new();
+    let mut row = 0;
+    for line in dump.lines() {
+        match line.strip_prefix("function 0000:") {
+            Some(name) => {
+                row = 0;
+                text.push_str(&format!("\n{name} a function\n"));
+            }
+            None => {
+                text.push_str(&format!("{row:02x}: {}\n", line.trim()));
+                row += 16;
+            }
+        }
+    }
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("dump");
+    std::fs::write(&file, text)?;
+    let store = ImageStore::open_default()?;
+    let library = |name| -> Result<_> {
+        let root = store.package(name, &Silent)?.root;
+        Ok(root.join("usr/lib/x86_64-linux-gnu"))
+    };
+    let libraries = [library("libpci3")?, library("libkmod2")?];
+    let program = store
+        .package("pciutils", &Silent)?
+        .root
+        .join("usr/bin/lspci");
+    let output = Command::new(&program)
+        .args(["-vvv", "-F"])
+        .arg(&file)
+        .env("LD_LIBRARY_PATH", std::env::join_paths(&libraries)?)
+        .output()
+        .with_context(|| format!("cannot run {}", program.display()))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "lspci: {said}");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[test]
+fn lspci_finds_nothing_amiss() {
+    for mut guest in boot(VirtioTransport::Pci, Moves::Chance) {
+        let text = lspci(&mut guest).expect("lspci runs");
+        for part in [
+            "00:00.0 Class 0600",
+            "00:01.0 Class ff00",
+            "00:02.0 Class 0780",
+            "Control: I/O- Mem+ BusMaster+",
+            "Interrupt: pin A routed to IRQ",
+            "Region 0: Memory at c0000000 (64-bit, non-prefetchable)",
+            "Region 2: Memory at c0004000 (32-bit, non-prefetchable)",
+            "Capabilities: [40] Vendor Specific Information: VirtIO: CommonCfg",
+            "VirtIO: ISR",
+            "VirtIO: DeviceCfg",
+            "VirtIO: Notify",
+            "multiplier=00000004",
+            "VirtIO: <unknown>",
+            "MSI-X: Enable+ Count=2 Masked-",
+            "MSI-X: Enable+ Count=3 Masked-",
+            "Vector table: BAR=2 offset=00000000",
+            "PBA: BAR=2 offset=00000800",
+        ] {
+            assert!(text.contains(part), "{part} is missing:\n{text}");
+        }
+        for word in ["broken", "!!!", "chain looped", "<access denied>"] {
+            assert!(!text.contains(word), "{word}:\n{text}");
+        }
     }
 }
 

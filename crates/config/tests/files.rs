@@ -4,7 +4,7 @@ use std::fs;
 
 use caisson_config::{
     Accel, ByteSize, CharBackend, Cpu, CpuModel, DebugExit, FileBackend, HugePages, Limits,
-    MachineConfig, Memory, OnReboot, SocketBackend,
+    MachineConfig, Memory, OnReboot, SocketBackend, VirtioTransport,
 };
 
 const LIMITS: Limits = Limits {
@@ -37,6 +37,9 @@ fn full() -> MachineConfig {
             }),
             CharBackend::Null,
         ],
+        console: vec![CharBackend::Null],
+        rng: true,
+        virtio: VirtioTransport::Mmio,
         debugcon: Some(CharBackend::File(FileBackend {
             path: "debug.log".parse().unwrap(),
             append: false,
@@ -64,6 +67,9 @@ serial = [
     { socket = { path = "com3.sock" } },
     "null",
 ]
+console = ["null"]
+rng = true
+virtio = "mmio"
 debugcon = { file = "debug.log" }
 
 [memory]
@@ -83,6 +89,9 @@ cpu = "x86-64-v2"
 accel = "soft"
 on-reboot = "stop"
 serial = ["stdio", "file=com2.log,append=on", "socket=com3.sock", "null"]
+console = ["null"]
+rng = true
+virtio = "mmio"
 debugcon = "file=debug.log"
 memory = "1536M,hugepages"
 debug-exit = "0x501"
@@ -91,6 +100,7 @@ debug-exit = "0x501"
 "name": "web", "kernel": "vmlinuz", "initrd": "/boot/initrd.img",
 "cmdline": "console=ttyS0 quiet", "cpus": 4, "cpu": "v2", "accel": "soft", "on-reboot": "stop",
 "serial": ["stdio", {"file": "com2.log,append=on"}, {"socket": "com3.sock"}, {"null": null}],
+"console": ["null"], "rng": true, "virtio": "mmio",
 "debugcon": {"file": {"path": "debug.log"}},
 "memory": {"size": "1536M", "hugepages": "on"},
 "debug-exit": 1281
@@ -113,6 +123,9 @@ cpu = "x86-64-v2"
 accel = "soft"
 on-reboot = "stop"
 serial = ["stdio", { file = { path = "com2.log", append = true } }, { socket = { path = "com3.sock" } }, "null"]
+console = ["null"]
+rng = true
+virtio = "mmio"
 
 [memory]
 size = "1536M"
@@ -145,7 +158,7 @@ fn mistakes_are_shown_where_they_are_with_what_was_meant() {
   |
 2 | memroy = \"1G\"
   | ^^^^^^
-unknown field `memroy`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `on-reboot`, `command`, `serial`, `memory`, `debugcon`, `debug-exit`
+unknown field `memroy`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `on-reboot`, `command`, `serial`, `console`, `rng`, `virtio`, `memory`, `debugcon`, `debug-exit`
 did you mean `memory`?",
         ),
         (
@@ -198,7 +211,7 @@ did you mean `restart`?",
     }
     assert_eq!(
         MachineConfig::from_json("{\"vcpus\": 1}").unwrap_err().to_string(),
-        "unknown field `vcpus`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `on-reboot`, `command`, `serial`, `memory`, `debugcon`, `debug-exit` at line 1 column 8
+        "unknown field `vcpus`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `on-reboot`, `command`, `serial`, `console`, `rng`, `virtio`, `memory`, `debugcon`, `debug-exit` at line 1 column 8
 did you mean `cpus`?"
     );
 }
