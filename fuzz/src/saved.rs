@@ -47,6 +47,9 @@ fn spec() -> MachineSpec {
         ],
         debugcon: None,
         debug_exit: Some(0xf4),
+        virtio: Default::default(),
+        rng: true,
+        consoles: vec![Box::new(StreamEnd::new(std::io::sink()))],
         on_reboot: OnReboot::Stop,
         on_crash: OnCrash::End,
     }

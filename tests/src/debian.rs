@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use caisson_agent_protocol::{StartRequest, wire::ExitStatus};
+use caisson_config::VirtioTransport;
 use caisson_hypervisor::Hypervisor;
 use caisson_image::{
     CmdlineOptions, GuestMode, ImageStore, MiniImage, TerminalProgress, default_cmdline,
@@ -46,7 +47,26 @@ pub fn image() -> Result<&'static MiniImage> {
 /// # Errors
 /// The image cannot be fetched.
 pub fn spec(backend: &Arc<dyn Hypervisor>, mode: GuestMode) -> Result<VmSpec> {
-    let image = image()?;
+    spec_of(backend, mode, image()?)
+}
+
+/// A machine whose image loads the kernel modules `modules` and which has virtio devices on `transport`.
+///
+/// # Errors
+/// The image cannot be fetched or made.
+pub fn virtio_spec(
+    backend: &Arc<dyn Hypervisor>,
+    transport: VirtioTransport,
+    modules: &[&str],
+) -> Result<VmSpec> {
+    let store = ImageStore::open_default()?;
+    let image = store.ensure_mini_with(modules, &TerminalProgress::default())?;
+    let mut spec = spec_of(backend, GuestMode::Shell, &image)?;
+    spec.virtio = Some(transport);
+    Ok(spec)
+}
+
+fn spec_of(backend: &Arc<dyn Hypervisor>, mode: GuestMode, image: &MiniImage) -> Result<VmSpec> {
     let options = CmdlineOptions {
         mode,
         boot_log: true,

@@ -50,6 +50,8 @@ pub struct Guest {
     pub timeout: Duration,
     /// How it ends.
     pub end: End,
+    /// Whether it needs virtio devices on a PCI bus.
+    pub virtio: bool,
     /// Why it does not pass on a KVM that emulates the guest's kernel (kvm_pvm), found by running
     /// it there.
     pub beyond_emulation: Option<&'static str>,
@@ -72,6 +74,7 @@ const fn guest(name: &'static str, cpus: u32) -> Guest {
         memory_mib: 128,
         timeout: Duration::from_secs(60),
         end: End::Success,
+        virtio: false,
         beyond_emulation: None,
     }
 }
@@ -95,6 +98,11 @@ pub const GUESTS: &[Guest] = &[
     guest("fpu", 1).beyond("CPUID offers no XSAVE, though XCR0 enables AVX"),
     guest("timer", 1)
         .beyond("reserved bits of x2APIC registers are taken, and illegal vectors not reported"),
+    Guest {
+        virtio: true,
+        timeout: Duration::from_secs(240),
+        ..guest("virtio", 1)
+    },
     Guest {
         timeout: Duration::from_secs(240),
         ..guest("smp", 4)

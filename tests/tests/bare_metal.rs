@@ -1,6 +1,7 @@
 //! Every bare-metal guest, on every backend.
 
 use anyhow::{Context, Result, ensure};
+use caisson_config::VirtioTransport;
 use caisson_hypervisor::Availability;
 use caisson_machine::{Input, OnCrash, Outcome};
 use caisson_tests::{
@@ -43,6 +44,7 @@ fn spec(
     );
     spec.cpus = guest.cpus;
     spec.memory_mib = guest.memory_mib;
+    spec.virtio = guest.virtio.then_some(VirtioTransport::Pci);
     spec
 }
 

@@ -9,6 +9,7 @@
 //! | [`uart`] | 16550A serial port | ports 0x3F8, … |
 //! | [`acpi_pm`] | ACPI fixed hardware: power management, PM timer, GPEs | given by its user |
 //! | [`power`] | fast-reset port 0x92, reset register 0xCF9 | ports 0x92, 0xCF9 |
+//! | [`config_ports`] | PCI configuration ports, with the reset register among them | port 0xCF8 |
 //! | [`fw_cfg`] | firmware configuration interface | port 0x510 |
 //! | [`debug`] | debug console, debug exit, POST code | ports 0xE9, 0xF4, 0x80 |
 //!
@@ -21,6 +22,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod acpi_pm;
+pub mod config_ports;
 pub mod debug;
 pub mod fw_cfg;
 pub mod i8042;

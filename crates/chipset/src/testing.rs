@@ -13,6 +13,7 @@ use caisson_memory::{
 
 use crate::{
     acpi_pm::{AcpiPm, AcpiPmConfig, AcpiPmHandles},
+    config_ports::{ConfigAccess, ConfigPorts},
     debug::{DebugCon, DebugExit, PostCode},
     fw_cfg::{FwCfg, Items},
     i8042::I8042,
@@ -27,8 +28,14 @@ use crate::{
 pub type Make = fn(&Arc<ManualTime>) -> Box<dyn Device>;
 
 /// All devices of the chipset by name.
-pub const DEVICES: [(&str, Make); 10] = [
+pub const DEVICES: [(&str, Make); 11] = [
     ("acpi-pm", acpi_pm),
+    ("config-ports", |_| {
+        ready(ConfigPorts::new(
+            Arc::new(NoFunctions),
+            RecordedPower::new(),
+        ))
+    }),
     ("debug-exit", |_| {
         ready(DebugExit::new(DebugExit::PORT, RecordedPower::new()))
     }),
@@ -50,6 +57,13 @@ pub const DEVICES: [(&str, Make); 10] = [
     }),
     ("rtc", rtc),
 ];
+
+struct NoFunctions;
+
+impl ConfigAccess for NoFunctions {
+    fn read(&self, _: u64, _: &mut [u8]) {}
+    fn write(&self, _: u64, _: &[u8]) {}
+}
 
 struct NoProcessor;
 

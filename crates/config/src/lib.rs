@@ -33,6 +33,7 @@ mod size;
 mod soft_tier;
 mod suggest;
 mod validate;
+mod virtio;
 
 pub use accel::Accel;
 pub use chardev::{CharBackend, FileBackend, SocketBackend};
@@ -51,6 +52,7 @@ pub use size::{ByteSize, SizeError};
 pub use soft_tier::SoftTier;
 pub use suggest::closest;
 pub use validate::{Invalid, Limits, Problem};
+pub use virtio::VirtioTransport;
 
 /// The values that apply where a description is silent, in one place.
 pub mod defaults {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Accel, CharBackend, Cpu, DebugExit, HostPath, ImageName, MachineName, Memory, SoftTier,
-    defaults,
+    VirtioTransport, defaults,
 };
 
 /// One virtual machine, as its owner describes it.
@@ -48,6 +48,13 @@ pub struct MachineConfig {
     pub command: Vec<String>,
     /// The serial ports COM1 to COM4, in this order. Ports that are not listed do not exist.
     pub serial: Vec<CharBackend>,
+    /// The virtio consoles, `hvc0` and so on in Linux. At most 8.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub console: Vec<CharBackend>,
+    /// Whether there is a virtio entropy device, fed by the host's random numbers.
+    pub rng: bool,
+    /// What carries the virtio devices.
+    pub virtio: VirtioTransport,
     /// Guest RAM.
     pub memory: Memory,
     /// The debug console: what the guest writes to I/O port 0xe9.
@@ -83,6 +90,9 @@ impl Default for MachineConfig {
             accel: Accel::default(),
             soft_tier: SoftTier::default(),
             serial: alloc::vec![CharBackend::Stdio],
+            console: Vec::new(),
+            rng: false,
+            virtio: VirtioTransport::default(),
             debugcon: None,
             debug_exit: None,
             command: Vec::new(),
@@ -108,6 +118,7 @@ impl MachineConfig {
             .chain(self.initrd.iter_mut())
             .chain(self.cpu.path_mut())
             .chain(self.serial.iter_mut().filter_map(CharBackend::path_mut))
+            .chain(self.console.iter_mut().filter_map(CharBackend::path_mut))
             .chain(self.debugcon.iter_mut().filter_map(CharBackend::path_mut))
     }
 }

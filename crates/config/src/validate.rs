@@ -23,6 +23,8 @@ impl Limits {
     pub const PAGE: u64 = 4096;
     /// A PC has four serial ports.
     pub const MAX_SERIAL: usize = 4;
+    /// How many virtio consoles a machine can have: as many as Linux gives names to early.
+    pub const MAX_CONSOLES: usize = 8;
     /// The longest kernel command line that x86 Linux takes, without its terminator
     /// (`COMMAND_LINE_SIZE` in the kernel's `asm/setup.h`).
     pub const MAX_CMDLINE: usize = 2047;
@@ -183,9 +185,20 @@ impl MachineConfig {
                     .into(),
             );
         }
+        if self.console.len() > Limits::MAX_CONSOLES {
+            report(
+                "console",
+                format!(
+                    "{} consoles are given and a machine has at most {}; drop some",
+                    self.console.len(),
+                    Limits::MAX_CONSOLES
+                ),
+            );
+        }
         let users = |backend: &CharBackend| {
             self.serial
                 .iter()
+                .chain(&self.console)
                 .chain(self.debugcon.iter())
                 .filter(|other| *other == backend)
                 .count()
@@ -201,6 +214,7 @@ impl MachineConfig {
         let mut paths: Vec<&str> = self
             .serial
             .iter()
+            .chain(&self.console)
             .chain(self.debugcon.iter())
             .filter_map(|backend| backend.path().map(|path| path.as_str()))
             .collect();

@@ -4,7 +4,7 @@ use std::fs;
 
 use caisson_config::{
     Accel, ByteSize, CharBackend, Cpu, CpuModel, DebugExit, FileBackend, HugePages, Limits,
-    MachineConfig, Memory, OnReboot, SocketBackend, SoftTier,
+    MachineConfig, Memory, OnReboot, SocketBackend, SoftTier, VirtioTransport,
 };
 
 const LIMITS: Limits = Limits {
@@ -38,6 +38,9 @@ fn full() -> MachineConfig {
             }),
             CharBackend::Null,
         ],
+        console: vec![CharBackend::Null],
+        rng: true,
+        virtio: VirtioTransport::Mmio,
         debugcon: Some(CharBackend::File(FileBackend {
             path: "debug.log".parse().unwrap(),
             append: false,
@@ -66,6 +69,9 @@ serial = [
     { socket = { path = "com3.sock" } },
     "null",
 ]
+console = ["null"]
+rng = true
+virtio = "mmio"
 debugcon = { file = "debug.log" }
 
 [memory]
@@ -86,6 +92,9 @@ accel = "soft"
 soft-tier = 1
 on-reboot = "stop"
 serial = ["stdio", "file=com2.log,append=on", "socket=com3.sock", "null"]
+console = ["null"]
+rng = true
+virtio = "mmio"
 debugcon = "file=debug.log"
 memory = "1536M,hugepages"
 debug-exit = "0x501"
@@ -95,6 +104,7 @@ debug-exit = "0x501"
 "cmdline": "console=ttyS0 quiet", "cpus": 4, "cpu": "v2", "accel": "soft",
 "soft-tier": 1, "on-reboot": "stop",
 "serial": ["stdio", {"file": "com2.log,append=on"}, {"socket": "com3.sock"}, {"null": null}],
+"console": ["null"], "rng": true, "virtio": "mmio",
 "debugcon": {"file": {"path": "debug.log"}},
 "memory": {"size": "1536M", "hugepages": "on"},
 "debug-exit": 1281
@@ -118,6 +128,9 @@ accel = "soft"
 soft-tier = 1
 on-reboot = "stop"
 serial = ["stdio", { file = { path = "com2.log", append = true } }, { socket = { path = "com3.sock" } }, "null"]
+console = ["null"]
+rng = true
+virtio = "mmio"
 
 [memory]
 size = "1536M"
@@ -150,7 +163,7 @@ fn mistakes_are_shown_where_they_are_with_what_was_meant() {
   |
 2 | memroy = \"1G\"
   | ^^^^^^
-unknown field `memroy`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `soft-tier`, `on-reboot`, `command`, `serial`, `memory`, `debugcon`, `debug-exit`
+unknown field `memroy`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `soft-tier`, `on-reboot`, `command`, `serial`, `console`, `rng`, `virtio`, `memory`, `debugcon`, `debug-exit`
 did you mean `memory`?",
         ),
         (
@@ -203,7 +216,7 @@ did you mean `restart`?",
     }
     assert_eq!(
         MachineConfig::from_json("{\"vcpus\": 1}").unwrap_err().to_string(),
-        "unknown field `vcpus`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `soft-tier`, `on-reboot`, `command`, `serial`, `memory`, `debugcon`, `debug-exit` at line 1 column 8
+        "unknown field `vcpus`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `soft-tier`, `on-reboot`, `command`, `serial`, `console`, `rng`, `virtio`, `memory`, `debugcon`, `debug-exit` at line 1 column 8
 did you mean `cpus`?"
     );
 }

@@ -2,7 +2,8 @@
 
 use caisson_config::{
     Accel, ByteSize, CharBackend, Cpu, CpuModel, DebugExit, FileBackend, HostPath, HugePages,
-    ImageName, MachineConfig, MachineName, Memory, OnReboot, SocketBackend, SoftTier, options,
+    ImageName, MachineConfig, MachineName, Memory, OnReboot, SocketBackend, SoftTier,
+    VirtioTransport, options,
 };
 use proptest::prelude::*;
 
@@ -76,8 +77,13 @@ fn config() -> impl Strategy<Value = MachineConfig> {
             proptest::option::of(backend()),
             proptest::option::of(any::<u16>().prop_map(|port| DebugExit { port })),
         ),
+        (
+            proptest::collection::vec(backend(), 0..3),
+            any::<bool>(),
+            prop_oneof![Just(VirtioTransport::Pci), Just(VirtioTransport::Mmio)],
+        ),
     )
-        .prop_map(|(first, second)| {
+        .prop_map(|(first, second, (console, rng, virtio))| {
             let (name, image, kernel, initrd, cmdline, cpus, cpu) = first;
             let (accel, soft_tier, on_reboot, command, serial, memory, debugcon, debug_exit) =
                 second;
@@ -94,6 +100,9 @@ fn config() -> impl Strategy<Value = MachineConfig> {
                 on_reboot,
                 command,
                 serial,
+                console,
+                rng,
+                virtio,
                 memory,
                 debugcon,
                 debug_exit,

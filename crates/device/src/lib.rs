@@ -13,6 +13,8 @@
 //! | [`Clock`], [`WallClock`] | read machine time, read the time of day |
 //! | [`PowerSink`] | ask for power-off, reset or exit |
 //! | [`ByteSink`] | send bytes of a serial port or a debug console out |
+//! | [`ClaimSink`] | move a range that it answers |
+//! | [`DoorbellSink`] | be woken by a write instead of being handed it |
 //!
 //! The owner of a device serialises calls to it (one lock per device is enough). Handles may be called while that
 //! lock is held, so their implementations must never call back into a device.
@@ -26,6 +28,7 @@ extern crate std;
 mod access;
 mod address_map;
 mod bytes;
+mod claims;
 mod device;
 mod inspect;
 mod interrupt;
@@ -40,6 +43,7 @@ pub use address_map::{
     AddressMap, AddressMapBuilder, ClaimError, Claimant, ClaimedRange, Hint, Piece, Pieces,
 };
 pub use bytes::ByteSink;
+pub use claims::{ClaimSink, DoorbellSink};
 pub use device::{Claim, Device, ResetKind};
 pub use inspect::{Inspector, Value};
 pub use interrupt::{Line, LineSink, Lines, MAX_LINE_SOURCES, Msi, MsiSink, TooManySources};

@@ -10,8 +10,9 @@ use std::{
 };
 
 use crate::{
-    Access, ByteSink, Clock, Device, Line, LineSink, Lines, Msi, MsiSink, Outcome, PowerRequest,
-    PowerSink, Space, Timer, TimerKey, TimerService, WallClock, WallTime, le_value, put_le,
+    Access, ByteSink, Claim, ClaimSink, Clock, Device, DoorbellSink, Line, LineSink, Lines, Msi,
+    MsiSink, Outcome, PowerRequest, PowerSink, Space, Timer, TimerKey, TimerService, WallClock,
+    WallTime, le_value, put_le,
 };
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -86,6 +87,79 @@ impl RecordedMsis {
 impl MsiSink for RecordedMsis {
     fn send(&self, msi: Msi) {
         locked(&self.sent).push(msi);
+    }
+}
+
+/// Remembers which ranges a device has placed.
+#[derive(Debug, Default)]
+pub struct RecordedClaims {
+    regions: Mutex<BTreeMap<u32, Claim>>,
+    changes: AtomicU64,
+}
+
+impl RecordedClaims {
+    /// Nothing placed yet.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Where region `region` is.
+    pub fn get(&self, region: u32) -> Option<Claim> {
+        locked(&self.regions).get(&region).copied()
+    }
+
+    /// The access to `address` in `space` that the ranges placed give, if any.
+    pub fn access(&self, space: Space, address: u64) -> Option<Access> {
+        let regions = locked(&self.regions);
+        let (region, claim) = regions
+            .iter()
+            .find(|(_, claim)| claim.range.space == space && claim.range.contains(address))?;
+        Some(Access {
+            space,
+            address,
+            region: *region,
+            offset: address - claim.range.base,
+        })
+    }
+
+    /// How often a range was placed or taken away.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::SeqCst)
+    }
+}
+
+impl ClaimSink for RecordedClaims {
+    fn set(&self, region: u32, claim: Option<Claim>) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        let mut regions = locked(&self.regions);
+        match claim {
+            Some(claim) => regions.insert(region, claim),
+            None => regions.remove(&region),
+        };
+    }
+}
+
+/// Remembers the doorbells that are set.
+#[derive(Debug, Default)]
+pub struct RecordedDoorbells {
+    set: Mutex<Vec<(Space, u64)>>,
+}
+
+impl RecordedDoorbells {
+    /// No doorbell yet.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// The doorbells.
+    pub fn get(&self) -> Vec<(Space, u64)> {
+        locked(&self.set).clone()
+    }
+}
+
+impl DoorbellSink for RecordedDoorbells {
+    fn set(&self, doorbells: &[(Space, u64)]) {
+        *locked(&self.set) = doorbells.to_vec();
     }
 }
 

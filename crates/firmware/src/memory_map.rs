@@ -49,6 +49,23 @@ pub mod layout {
         start: LOW_RAM_LIMIT,
         end: IOAPIC,
     };
+    /// Addresses for 32-bit memory ranges of PCI functions.
+    pub const PCI_MEMORY: GpaRange = GpaRange {
+        start: LOW_RAM_LIMIT,
+        end: 0xe000_0000,
+    };
+    /// The PCI configuration window (ECAM): room for 256 buses.
+    pub const PCI_ECAM: GpaRange = GpaRange {
+        start: 0xe000_0000,
+        end: 0xf000_0000,
+    };
+    /// Registers of virtio devices without PCI, a page each.
+    pub const VIRTIO_MMIO: GpaRange = GpaRange {
+        start: 0xf000_0000,
+        end: 0xf010_0000,
+    };
+    /// How many bytes of addresses above RAM there are for 64-bit memory ranges of PCI functions, at most.
+    pub const PCI_MEMORY_HIGH_LEN: u64 = 64 << 30;
     /// The I/O APIC's registers.
     pub const IOAPIC: u64 = 0xfec0_0000;
     /// Reset value of the local APIC base.
@@ -175,6 +192,7 @@ pub enum MemoryMapError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryMap {
     ram_bytes: u64,
+    reach: u64,
     backing: Vec<GpaRange>,
     e820: Vec<E820Entry>,
 }
@@ -241,9 +259,32 @@ impl MemoryMap {
         }
         Ok(Self {
             ram_bytes,
+            reach,
             backing,
             e820,
         })
+    }
+
+    /// Tells the guest that `range`, which is no RAM, is taken.
+    pub fn reserve(&mut self, range: GpaRange) {
+        let kind = E820Kind::Reserved;
+        let at = self
+            .e820
+            .partition_point(|entry| entry.range.start < range.start);
+        self.e820.insert(at, E820Entry { range, kind });
+    }
+
+    /// Addresses for 64-bit memory ranges of PCI functions: above RAM, from a multiple of 4 GiB on. `None` where the
+    /// vCPUs do not reach that far.
+    pub fn pci_memory_high(&self) -> Option<GpaRange> {
+        let start = self
+            .end()
+            .max(layout::HIGH_RAM)
+            .checked_next_multiple_of(layout::HIGH_RAM)?;
+        let end = start
+            .saturating_add(layout::PCI_MEMORY_HIGH_LEN)
+            .min(self.reach);
+        (start < end).then_some(GpaRange { start, end })
     }
 
     /// How much RAM the machine has, in bytes.
@@ -307,6 +348,27 @@ mod tests {
             }]
         );
         assert_eq!(m.backing(), [GpaRange { start: 0, end: MIB }]);
+    }
+
+    #[test]
+    fn windows_for_pci_are_apart_from_ram_and_within_reach() {
+        let window = |ram, bits| {
+            let map = MemoryMap::new(ram, bits).unwrap();
+            map.pci_memory_high()
+                .map(|window| (window.start / GIB, window.end / GIB))
+        };
+        assert_eq!(window(GIB, 40), Some((4, 68)));
+        assert_eq!(window(6 * GIB, 40), Some((8, 72)));
+        assert_eq!(window(6 * GIB, 36), Some((8, 64)));
+        assert_eq!(window(GIB, 32), None);
+        let mut map = MemoryMap::new(6 * GIB, 40).unwrap();
+        map.reserve(layout::PCI_ECAM);
+        let starts: Vec<_> = map.e820().iter().map(|entry| entry.range.start).collect();
+        assert!(starts.is_sorted());
+        assert!(!map.is_usable(&layout::PCI_ECAM));
+        let parts = [layout::PCI_MEMORY, layout::PCI_ECAM, layout::VIRTIO_MMIO];
+        assert!(parts.iter().all(|part| layout::PCI_HOLE.contains(part)));
+        assert!(parts.windows(2).all(|pair| pair[0].end <= pair[1].start));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Doorbells and interrupt events: what passes between guest and devices by an
 //! event of the host, without a vCPU leaving for the machine.
 
-use alloc::{boxed::Box, format, string::String, sync::Arc};
+use alloc::{boxed::Box, format, string::String, sync::Arc, vec::Vec};
 use core::fmt;
 
 use caisson_memory::{Gpa, Vtl};
@@ -42,6 +42,31 @@ pub trait Events: Send + Sync {
     /// # Errors
     /// The host out of resources.
     fn event(&self) -> Result<Arc<dyn Event>, HypervisorError>;
+
+    /// A way to wait for many of them.
+    ///
+    /// # Errors
+    /// The host out of resources.
+    fn waiter(&self) -> Result<Box<dyn EventWaiter>, HypervisorError>;
+}
+
+/// Lets one thread wait for many events. Events can be added while it waits.
+pub trait EventWaiter: Send + Sync {
+    /// From now on, a signal of `event` ends the wait and is reported as
+    /// `token`, once; signals that come while nobody waits count as one. Nobody
+    /// need hear the event otherwise.
+    ///
+    /// # Errors
+    /// An event of another kind of host, or one that was added before; the host
+    /// out of resources.
+    fn add(&self, event: Arc<dyn Event>, token: u64) -> Result<(), HypervisorError>;
+
+    /// Waits until an event is signalled or [`EventWaiter::wake`] is called, and
+    /// puts the tokens of what is signalled into `tokens`, which it empties first.
+    fn wait(&self, tokens: &mut Vec<u64>);
+
+    /// Ends the present wait, or the next.
+    fn wake(&self);
 }
 
 /// Which writes ring a doorbell.

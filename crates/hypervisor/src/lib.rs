@@ -23,7 +23,7 @@ pub mod x86;
 pub use bus::{Access, BusAnswer, IoBus, NullBus, Space};
 pub use error::HypervisorError;
 pub use event::{
-    Doorbell, DoorbellHandle, DoorbellMatch, Doorbells, Event, Events, InterruptEvent,
+    Doorbell, DoorbellHandle, DoorbellMatch, Doorbells, Event, EventWaiter, Events, InterruptEvent,
     InterruptEvents, RawEvent,
 };
 pub use exit::{Completion, CrashReason, Exit, Pending};

@@ -115,6 +115,17 @@ pub enum MachineError {
     /// A device's addresses collide with another's.
     #[error(transparent)]
     Claim(#[from] ClaimError),
+    /// More devices than a bus carries.
+    #[error("the {bus} carries at most {most} devices; give the machine fewer")]
+    TooManyDevices {
+        /// How many.
+        most: u32,
+        /// Which bus.
+        bus: &'static str,
+    },
+    /// A PCI function that cannot be.
+    #[error(transparent)]
+    Pci(#[from] caisson_pci::SpecError),
     /// An interrupt line is over-subscribed.
     #[error(transparent)]
     Line(#[from] TooManySources),

@@ -60,6 +60,7 @@ impl Machine {
                     }
                 }
             });
+            bus.u64("hidden-ranges", shared.bus.claims().hidden());
             let map = shared.bus.map();
             for (space, name) in [(Space::Pio, "ports"), (Space::Mmio, "memory")] {
                 bus.child(name, |node| {

@@ -22,12 +22,14 @@
 //! |---|---|
 //! | `vcpuN` | runs guest code and, on its exit path, the device that the guest accesses |
 //! | `devices` | delivers timers, lets devices make progress, moves input into serial ports |
-//! | `com1`, … | hands a port's output to its host end, which may block |
+//! | `doorbells` | lets virtio devices make progress when their doorbells ring, on backends that have them |
+//! | `com1`, `hvc0`, … | hands a port's output to its host end, which may block |
 //! | `supervisor` | deals with power-off, reset, crashes and `stop`, and ends the others |
 //!
 //! A device is called by one thread at a time (there is a lock around each). A thread that holds a device may go on to
 //! the interrupt controllers and to the queues of the other threads, never to another device, so no circle of waiting
-//! can form.
+//! can form. The PCI configuration ports are the one exception: they go on to the function that they address, and no
+//! function ever goes on to them.
 //!
 //! # How a guest's end is told
 //!

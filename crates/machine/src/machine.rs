@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use caisson_config::OnReboot;
+use caisson_config::{OnReboot, VirtioTransport};
 use caisson_device::{Clock, ResetKind};
-use caisson_firmware::MemoryMap;
+use caisson_firmware::{MemoryMap, layout};
 use caisson_hypervisor::{Partition, PartitionConfig};
 use caisson_memory::{GuestMemory, MemoryView, Vtl, host::Mapping};
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -18,7 +18,9 @@ use crate::{
     boot::Boot,
     io::{
         bus::MachineBus,
+        claims::Claims,
         clock::{HostWallClock, MachineClock},
+        doorbells::DoorbellService,
         interrupts::PartitionMsi,
         worker::Worker,
     },
@@ -105,6 +107,7 @@ pub(crate) struct Shared {
     pub(crate) pc: Pc,
     pub(crate) clock: Arc<MachineClock>,
     pub(crate) worker: Arc<Worker>,
+    pub(crate) doorbells: Option<Arc<DoorbellService>>,
     pub(crate) gate: Gate,
     pub(crate) events: Arc<Events>,
     pub(crate) ports: Vec<Port>,
@@ -179,7 +182,7 @@ impl Machine {
             tsc_hz: saved.map(|saved| saved.tsc_hz),
             dirty: Default::default(),
         })?;
-        let map = MemoryMap::new(spec.memory.bytes, physical_address_bits(&*partition))?;
+        let mut map = MemoryMap::new(spec.memory.bytes, physical_address_bits(&*partition))?;
         partition.set_clock_running(false);
 
         let vcpus = (0..spec.vcpus)
@@ -205,12 +208,29 @@ impl Machine {
             ports.push(Port::new("debugcon".into(), end, None));
             ports.len() - 1
         });
+        let mut consoles = Vec::new();
+        for (index, end) in spec.consoles.into_iter().enumerate() {
+            consoles.push(ports.len());
+            ports.push(Port::new(format!("hvc{index}"), end, None));
+        }
+        let has_devices = spec.rng || !consoles.is_empty();
+        if spec.virtio == VirtioTransport::Pci && has_devices {
+            map.reserve(layout::PCI_ECAM);
+        }
         let pc_spec = PcSpec {
             vcpus: spec.vcpus,
             map: &map,
             serial,
             debugcon,
             debug_exit: spec.debug_exit,
+            transport: spec.virtio,
+            rng: spec.rng,
+            consoles,
+        };
+        let claims = Arc::new(Claims::default());
+        let doorbells = match has_devices {
+            true => DoorbellService::new(&partition),
+            false => None,
         };
         let handles = PcHandles {
             msi: Arc::new(PartitionMsi(partition.clone())),
@@ -220,6 +240,8 @@ impl Machine {
             power: events.clone(),
             memory: MemoryView::new(memory.clone()),
             wall: Arc::new(HostWallClock),
+            claims: claims.clone(),
+            doorbells: doorbells.clone(),
             ports: (0..)
                 .zip(&ports)
                 .map(|(number, port)| PortHandles {
@@ -229,8 +251,9 @@ impl Machine {
                 .collect(),
         };
         let pc = pc::assemble(&pc_spec, &handles)?;
-        let tables = pc::tables(&pc_spec, &*partition)?;
-        let bus = MachineBus::new(pc.address_map()?, pc.controllers());
+        let tables = pc::tables(&pc_spec, &pc, &*partition)?;
+        claims.set(pc.address_map()?, pc.devices().to_vec());
+        let bus = MachineBus::new(claims, pc.controllers());
         connect(&worker, &pc, &ports);
 
         let boot = Boot {
@@ -251,6 +274,7 @@ impl Machine {
             pc,
             clock,
             worker,
+            doorbells,
             gate: Gate::default(),
             events,
             ports,
@@ -378,6 +402,24 @@ impl Machine {
             .iter()
             .find(|port| port.name == name)
             .map(|port| port.input.clone())
+    }
+
+    /// The way to type at virtio console `index`, if the machine has it.
+    pub fn console_input(&self, index: usize) -> Option<SerialInput> {
+        let name = format!("hvc{index}");
+        let port = self.shared.ports.iter().find(|port| port.name == name);
+        port.map(|port| port.input.clone())
+    }
+
+    /// Tells the guest that virtio console `index` now has this size, in characters. Without such a console nothing
+    /// happens.
+    pub fn resize_console(&self, index: usize, columns: u16, rows: u16) {
+        let Some(_inside) = self.shared.gate.enter() else {
+            return;
+        };
+        if let Some(console) = self.shared.pc.consoles().get(index) {
+            console.set_size(columns, rows);
+        }
     }
 
     /// The guest's memory. Only a paused guest leaves it alone.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use caisson_config::{CharBackend, HugePages, MachineConfig, OnReboot};
+use caisson_config::{CharBackend, HugePages, MachineConfig, OnReboot, VirtioTransport};
 use caisson_hypervisor::Hypervisor;
 
 use crate::{
@@ -53,6 +53,12 @@ pub struct MachineSpec {
     pub debugcon: Option<Box<dyn HostEnd>>,
     /// The port at which a write ends the machine.
     pub debug_exit: Option<u16>,
+    /// What carries the virtio devices. There is a PCI bus if there are devices for it.
+    pub virtio: VirtioTransport,
+    /// Whether there is a virtio entropy device, fed by the host's random numbers.
+    pub rng: bool,
+    /// The host's ends of the virtio consoles (`hvc0`, … in Linux).
+    pub consoles: Vec<Box<dyn HostEnd>>,
     /// What a reboot by the guest does.
     pub on_reboot: OnReboot,
     /// What a crash of the guest does.
@@ -84,6 +90,12 @@ impl MachineSpec {
             .as_ref()
             .map(|backend| open(backend, "the debug console"))
             .transpose()?;
+        let consoles = config
+            .console
+            .iter()
+            .enumerate()
+            .map(|(index, backend)| open(backend, &format!("console {index}")))
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             name: config.name.to_string(),
             hypervisor,
@@ -96,6 +108,9 @@ impl MachineSpec {
             boot,
             serial,
             debugcon,
+            consoles,
+            virtio: config.virtio,
+            rng: config.rng,
             debug_exit: config.debug_exit.as_ref().map(|debug_exit| debug_exit.port),
             on_reboot: config.on_reboot,
             on_crash: OnCrash::default(),

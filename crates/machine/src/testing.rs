@@ -410,6 +410,9 @@ pub(crate) fn spec(backend: &Arc<Scripted>) -> MachineSpec {
         serial: [const { None }; SERIAL_PORTS],
         debugcon: None,
         debug_exit: Some(0xf4),
+        virtio: Default::default(),
+        rng: false,
+        consoles: Vec::new(),
         on_reboot: caisson_config::OnReboot::Restart,
         on_crash: OnCrash::End,
     }

@@ -58,7 +58,7 @@ impl HostEnd for PortEnd {
     }
 }
 
-type Inputs = [(Port, Arc<Mutex<Option<SerialInput>>>); 3];
+type Inputs = [(Port, Arc<Mutex<Option<SerialInput>>>); 4];
 
 /// The process: what it has made, and how it speaks.
 struct Host {
@@ -76,7 +76,7 @@ struct Host {
 pub fn serve() -> Result<()> {
     let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut requests = control.try_clone()?;
-    let ports = [Port::Com1, Port::Com2, Port::Debugcon];
+    let ports = [Port::Com1, Port::Com2, Port::Debugcon, Port::Hvc0];
     let mut host = Host {
         wire: Wire(Arc::new(Mutex::new(control))),
         inputs: ports.map(|port| (port, Arc::default())),
@@ -124,6 +124,7 @@ impl Host {
             Request::Leave(folder) => self.leave(&folder)?,
             Request::Stop => self.machine()?.stop(),
             Request::Now => return Ok(Answer::Now(self.machine()?.now_ns())),
+            Request::Resize(columns, rows) => self.machine()?.resize_console(0, columns, rows),
             Request::Inspect => return Ok(Answer::Text(self.machine()?.inspect().to_string())),
         }
         Ok(Answer::Done)
@@ -179,6 +180,13 @@ impl Host {
             ],
             debugcon: end(Port::Debugcon),
             debug_exit: Some(0xf4),
+            virtio: description.virtio.unwrap_or_default(),
+            rng: description.virtio.is_some(),
+            consoles: description
+                .virtio
+                .and_then(|_| end(Port::Hvc0))
+                .into_iter()
+                .collect(),
             on_reboot: if description.restart_on_reboot {
                 OnReboot::Restart
             } else {

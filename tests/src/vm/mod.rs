@@ -19,7 +19,7 @@ use std::{
 };
 
 use anyhow::{Result, anyhow, bail, ensure};
-use caisson_config::{Cpu, HugePages, OnReboot};
+use caisson_config::{Cpu, HugePages, OnReboot, VirtioTransport};
 use caisson_hypervisor::{Availability, Hypervisor};
 use caisson_hypervisor_soft::{Soft, Tier};
 use caisson_machine::{
@@ -130,6 +130,8 @@ pub struct VmSpec {
     pub on_reboot: OnReboot,
     /// What a crash of the guest does.
     pub on_crash: OnCrash,
+    /// What carries its virtio devices: it has an entropy device and a console then.
+    pub virtio: Option<VirtioTransport>,
     /// When it goes on in another process.
     pub moves: Moves,
 }
@@ -151,6 +153,7 @@ impl VmSpec {
             memory_mib: 128,
             on_reboot: OnReboot::Stop,
             on_crash: OnCrash::End,
+            virtio: None,
             moves: Moves::default(),
         }
     }
@@ -174,6 +177,9 @@ impl VmSpec {
             serial: ends,
             debugcon,
             debug_exit: Some(0xf4),
+            virtio: self.virtio.unwrap_or_default(),
+            rng: self.virtio.is_some(),
+            consoles: Vec::new(),
             on_reboot: self.on_reboot,
             on_crash: self.on_crash,
         }
@@ -200,6 +206,7 @@ impl VmSpec {
             restart_on_reboot: self.on_reboot == OnReboot::Restart,
             restart_on_crash: self.on_crash == OnCrash::Restart,
             com2,
+            virtio: self.virtio,
         }
     }
 }
@@ -222,6 +229,8 @@ pub struct Vm {
     pub com1: Console,
     /// What it prints on the debug console.
     pub debugcon: Console,
+    /// What it prints on its first virtio console.
+    pub hvc0: Console,
 }
 
 /// What the test, the mover and the process's reader share.
@@ -232,6 +241,7 @@ struct Inner {
     ended: Condvar,
     com1: Console,
     debugcon: Console,
+    hvc0: Console,
     com2: Mutex<Option<Box<dyn HostEnd>>>,
 }
 
@@ -254,6 +264,7 @@ impl Sink for Receiver {
         match port {
             Port::Com1 => inner.com1.push(bytes),
             Port::Debugcon => inner.debugcon.push(bytes),
+            Port::Hvc0 => inner.hvc0.push(bytes),
             Port::Com2 => {
                 if let Some(end) = &mut *lock(&inner.com2) {
                     let _ = end.send(bytes);
@@ -345,6 +356,7 @@ impl Vm {
     /// It cannot be made, moved or started.
     pub fn start_with(spec: &VmSpec, com2: Option<Box<dyn HostEnd>>) -> Result<Self> {
         let (com1, debugcon) = (Console::default(), Console::default());
+        let hvc0 = Console::default();
         let description = spec.description(com2.is_some());
         let mut com2 = com2;
         let typed = com2.as_mut().map(|end| {
@@ -364,6 +376,7 @@ impl Vm {
             ended: Condvar::new(),
             com1: com1.clone(),
             debugcon: debugcon.clone(),
+            hvc0: hvc0.clone(),
             com2: Mutex::new(com2),
         });
         let mut process = Process::spawn(Receiver(Arc::downgrade(&inner)))?;
@@ -378,6 +391,7 @@ impl Vm {
             inner,
             com1,
             debugcon,
+            hvc0,
         })
     }
 
@@ -395,6 +409,33 @@ impl Vm {
     /// The machine's process is gone.
     pub fn type_text(&self, text: &str) -> Result<()> {
         self.inner.type_bytes(Port::Com1, text.as_bytes())
+    }
+
+    /// Types `text` at the first virtio console.
+    ///
+    /// # Errors
+    /// The machine's process is gone.
+    pub fn type_at_hvc0(&self, text: &str) -> Result<()> {
+        self.inner.type_bytes(Port::Hvc0, text.as_bytes())
+    }
+
+    /// Tells the guest that its first virtio console has so many columns and rows.
+    ///
+    /// # Errors
+    /// It is over.
+    pub fn resize_hvc0(&self, columns: u16, rows: u16) -> Result<()> {
+        self.inner.ask(Request::Resize(columns, rows)).map(drop)
+    }
+
+    /// What the machine shows of itself.
+    ///
+    /// # Errors
+    /// Its process is gone.
+    pub fn inspect(&self) -> Result<String> {
+        match self.inner.ask(Request::Inspect)? {
+            Answer::Text(text) => Ok(text),
+            other => bail!("{other:?} is no text"),
+        }
     }
 
     /// Waits for the machine's end.

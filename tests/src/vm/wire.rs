@@ -7,6 +7,7 @@ use std::{
     path::PathBuf,
 };
 
+use caisson_config::VirtioTransport;
 use caisson_machine::Outcome;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -15,6 +16,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 pub(super) enum Port {
     /// The console.
     Com1,
+    /// The first virtio console.
+    Hvc0,
     /// The guest's agent.
     Com2,
     /// The debug console.
@@ -39,6 +42,8 @@ pub(super) struct Description {
     pub(super) restart_on_crash: bool,
     /// Whether something is at its second serial port.
     pub(super) com2: bool,
+    /// What carries its virtio devices, if it has an entropy device and a console on that.
+    pub(super) virtio: Option<VirtioTransport>,
 }
 
 /// From the test to the process. Each gets an [`Answer`].
@@ -56,6 +61,8 @@ pub(super) enum Request {
     Stop,
     Now,
     Inspect,
+    /// Tells the guest that its first virtio console has so many columns and rows.
+    Resize(u16, u16),
 }
 
 /// What came of a request.
@@ -92,6 +99,7 @@ impl Frame {
             Self::Bytes(Port::Com1, bytes) => (3, bytes.clone()),
             Self::Bytes(Port::Com2, bytes) => (4, bytes.clone()),
             Self::Bytes(Port::Debugcon, bytes) => (5, bytes.clone()),
+            Self::Bytes(Port::Hvc0, bytes) => (6, bytes.clone()),
         };
         let mut frame = vec![kind];
         frame.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
@@ -126,6 +134,7 @@ impl Frame {
             3 => Self::Bytes(Port::Com1, bytes),
             4 => Self::Bytes(Port::Com2, bytes),
             5 => Self::Bytes(Port::Debugcon, bytes),
+            6 => Self::Bytes(Port::Hvc0, bytes),
             _ => return Err(ErrorKind::InvalidData.into()),
         }))
     }

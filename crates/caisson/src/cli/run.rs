@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use caisson_config::{
     Accel, CharBackend, Cpu, DebugExit, HostPath, ImageName, MachineConfig, MachineName, Memory,
-    OnReboot, SoftTier,
+    OnReboot, SoftTier, VirtioTransport,
 };
 use clap::Args;
 
@@ -111,6 +111,18 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "WHERE", help_heading = "Ports")]
     pub(crate) serial: Vec<CharBackend>,
 
+    /// Have a virtio console and lead it like a serial port; Linux calls the first hvc0. Repeat it for more
+    #[arg(long, value_name = "WHERE", help_heading = "Ports")]
+    pub(crate) console: Vec<CharBackend>,
+
+    /// Have a virtio entropy device, which gives the guest random numbers of the host's
+    #[arg(long, help_heading = "Machine")]
+    pub(crate) rng: bool,
+
+    /// What carries virtio devices: pci, or mmio for kernels without PCI [default: pci]
+    #[arg(long, value_name = "pci|mmio", help_heading = "Machine")]
+    pub(crate) virtio: Option<VirtioTransport>,
+
     /// Have a debug console (I/O port 0xe9) and lead it like a serial port
     #[arg(long, value_name = "WHERE", help_heading = "Ports")]
     pub(crate) debugcon: Option<CharBackend>,
@@ -193,11 +205,16 @@ impl RunArgs {
         replace(&mut config.memory, &self.memory);
         replace(&mut config.accel, &self.accel);
         replace(&mut config.soft_tier, &self.soft_tier);
+        replace(&mut config.virtio, &self.virtio);
+        config.rng |= self.rng;
         if self.no_reboot {
             config.on_reboot = OnReboot::Stop;
         }
         if !self.serial.is_empty() {
             config.serial.clone_from(&self.serial);
+        }
+        if !self.console.is_empty() {
+            config.console.clone_from(&self.console);
         }
         if !self.command.is_empty() {
             config.command.clone_from(&self.command);
@@ -252,6 +269,11 @@ mod tests {
                 "stdio",
                 "--debug-exit",
                 "--no-reboot",
+                "--console",
+                "socket=c",
+                "--rng",
+                "--virtio",
+                "mmio",
             ],
         );
         let by_file = MachineConfig::from_toml(
@@ -268,6 +290,9 @@ serial = [{ file = { path = "a", append = true } }, "null"]
 debugcon = "stdio"
 debug-exit = {}
 on-reboot = "stop"
+console = [{ socket = "c" }]
+rng = true
+virtio = "mmio"
 "#,
         )
         .unwrap();

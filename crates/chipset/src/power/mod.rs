@@ -19,16 +19,35 @@ const FAST_RESET: u8 = 1;
 const A20: u8 = 2;
 const RESET_CPU: u8 = 4;
 
+/// The reset control register: what was written, and a reset on the rise of one of its bits.
+#[derive(Clone, Copy, Default, Serialize, Deserialize)]
+pub(crate) struct ResetControl(u8);
+
+impl ResetControl {
+    pub(crate) fn value(self) -> u8 {
+        self.0
+    }
+
+    pub(crate) fn write(&mut self, value: u8, power: &dyn PowerSink) {
+        let rises = value & RESET_CPU != 0 && self.0 & RESET_CPU == 0;
+        self.0 = value & 0x0E;
+        if rises {
+            power.request(PowerRequest::Reset);
+        }
+    }
+}
+
 /// Port 0x92 and port 0xCF9. The A20 bit of the former is kept and has no effect: address line 20 is always on.
 pub struct ResetPorts {
     power: Arc<dyn PowerSink>,
+    reset_control: bool,
     state: ResetPortsState,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
 struct ResetPortsState {
     port_a: u8,
-    control: u8,
+    control: ResetControl,
 }
 
 impl SaveState for ResetPortsState {
@@ -39,7 +58,7 @@ impl SaveState for ResetPortsState {
 impl ResetPortsState {
     const RESET: Self = Self {
         port_a: A20,
-        control: 0,
+        control: ResetControl(0),
     };
 }
 
@@ -48,7 +67,17 @@ impl ResetPorts {
     pub fn new(power: Arc<dyn PowerSink>) -> Self {
         Self {
             power,
+            reset_control: true,
             state: ResetPortsState::RESET,
+        }
+    }
+
+    /// Only port 0x92, for a machine whose reset control register is among its
+    /// [configuration ports](crate::config_ports).
+    pub fn without_reset_control(power: Arc<dyn PowerSink>) -> Self {
+        Self {
+            reset_control: false,
+            ..Self::new(power)
         }
     }
 }
@@ -59,17 +88,19 @@ impl Device for ResetPorts {
     }
 
     fn claims(&self) -> Vec<Claim> {
-        alloc::vec![
-            Claim::new(AddressRange::pio(PORT_A, 1), "port A"),
-            Claim::new(AddressRange::pio(RESET_CONTROL_PORT, 1), "reset control"),
-        ]
+        let mut claims = alloc::vec![Claim::new(AddressRange::pio(PORT_A, 1), "port A")];
+        if self.reset_control {
+            let port = AddressRange::pio(RESET_CONTROL_PORT, 1);
+            claims.push(Claim::new(port, "reset control"));
+        }
+        claims
     }
 
     fn read(&mut self, at: Access, data: &mut [u8]) -> Outcome {
         let value = if at.region == 0 {
             self.state.port_a
         } else {
-            self.state.control
+            self.state.control.value()
         };
         at.read_each(data, |_| value);
         Outcome::Done
@@ -77,13 +108,12 @@ impl Device for ResetPorts {
 
     fn write(&mut self, at: Access, data: &[u8]) -> Outcome {
         at.write_each(data, |_, value| {
-            let (register, kept, trigger) = if at.region == 0 {
-                (&mut self.state.port_a, FAST_RESET | A20, FAST_RESET)
-            } else {
-                (&mut self.state.control, 0x0E, RESET_CPU)
-            };
-            let rises = value & trigger != 0 && *register & trigger == 0;
-            *register = value & kept;
+            if at.region > 0 {
+                self.state.control.write(value, &*self.power);
+                return;
+            }
+            let rises = value & FAST_RESET != 0 && self.state.port_a & FAST_RESET == 0;
+            self.state.port_a = value & (FAST_RESET | A20);
             if rises {
                 self.power.request(PowerRequest::Reset);
             }
@@ -107,7 +137,7 @@ impl Device for ResetPorts {
     fn inspect(&self, inspector: &mut Inspector) {
         inspector
             .hex("port A", self.state.port_a)
-            .hex("reset control", self.state.control);
+            .hex("reset control", self.state.control.value());
     }
 }
 

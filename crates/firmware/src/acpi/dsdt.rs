@@ -7,7 +7,7 @@ use acpi_tables::{
     aml::{Device, EISAName, IO, Name, Package, Path, ResourceTemplate, Scope},
 };
 
-use super::{AcpiSpec, table};
+use super::{AcpiSpec, pci, table};
 
 /// Port and interrupt of COM1 to COM4.
 const COM: [(u16, u8); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
@@ -38,7 +38,7 @@ fn io(port: u16, count: u8) -> IO {
 }
 
 /// A device's identifier: one of Plug and Play, or a string.
-enum Hid {
+pub(super) enum Hid {
     Pnp(&'static str),
     Text(&'static str),
 }
@@ -53,13 +53,13 @@ impl Aml for Hid {
 }
 
 /// The children of `\_SB`.
-struct Devices {
-    aml: Vec<u8>,
+pub(super) struct Devices {
+    pub(super) aml: Vec<u8>,
 }
 
 impl Devices {
     /// `name` has four characters, `uid` tells devices with one `hid` apart.
-    fn add(&mut self, name: &str, hid: Hid, uid: Option<u32>, resources: &[&dyn Aml]) {
+    pub(super) fn add(&mut self, name: &str, hid: Hid, uid: Option<u32>, resources: &[&dyn Aml]) {
         let hid = Name::new(Path::new("_HID"), &hid);
         let uid = uid.map(|n| Name::new(Path::new("_UID"), &n));
         let crs = (!resources.is_empty()).then(|| {
@@ -86,6 +86,11 @@ pub(super) fn build(spec: &AcpiSpec) -> Vec<u8> {
     if let Some(port) = spec.fw_cfg_port {
         devices.add("FWCF", Hid::Text("QEMU0002"), None, &[&io(port, 12)]);
     }
+
+    if let Some(root) = &spec.pci {
+        pci::root(root, &mut devices);
+    }
+    pci::virtio_mmio(&spec.virtio_mmio, &mut devices);
 
     let mut body = Vec::new();
     let off = spec.power.s5_sleep_type;

@@ -1,10 +1,10 @@
-//! ACPI tables for a PC without PCI: RSDP, RSDT, XSDT, FADT, FACS, MADT, DSDT.
+//! ACPI tables for a PC: RSDP, RSDT, XSDT, FADT, FACS, MADT, DSDT, and with PCI the MCFG.
 //!
 //! Source: ACPI specification 6.3. The platform is always in ACPI mode (there
 //! is no SMI command port), is not hardware-reduced, and has power-off (S5),
 //! the power button, the PM timer and the SCI in the PM1 register block, and
 //! general-purpose events that no device uses yet. Left out: other sleep
-//! states, thermal zones, C- and P-states, the HPET and PCI, none of which the
+//! states, thermal zones, C- and P-states and the HPET, none of which the
 //! machine has.
 //!
 //! Everything that a table claims comes from [`AcpiSpec`], so that a device
@@ -13,6 +13,9 @@
 mod dsdt;
 mod fadt;
 mod madt;
+mod pci;
+
+pub use pci::{PciRoot, VirtioMmio};
 
 use alloc::vec::Vec;
 
@@ -104,6 +107,10 @@ pub struct AcpiSpec {
     pub i8042: Option<I8042>,
     /// First I/O port of fw_cfg, if there is one; it takes 12.
     pub fw_cfg_port: Option<u16>,
+    /// The PCI host bridge, if there is one.
+    pub pci: Option<PciRoot>,
+    /// Virtio devices without PCI.
+    pub virtio_mmio: Vec<VirtioMmio>,
 }
 
 impl Default for AcpiSpec {
@@ -133,6 +140,8 @@ impl Default for AcpiSpec {
             rtc_century: Some(0x32),
             i8042: None,
             fw_cfg_port: None,
+            pci: None,
+            virtio_mmio: Vec::new(),
         }
     }
 }
@@ -191,9 +200,13 @@ pub fn build(spec: &AcpiSpec, map: &MemoryMap) -> Result<AcpiTables, AcpiError> 
     let dsdt = area.add("ACPI DSDT", dsdt::build(spec), 16);
     let fadt = area.add("ACPI FADT", fadt::build(spec, facs, dsdt), 16);
     let madt = area.add("ACPI MADT", madt::build(spec), 16);
+    let mut tables = alloc::vec![fadt, madt];
+    if let Some(pci) = &spec.pci {
+        tables.push(area.add("ACPI MCFG", pci::mcfg(pci), 16));
+    }
     // Both lists: old 32-bit systems read only the RSDT.
-    let rsdt = area.add("ACPI RSDT", rsdt(&[fadt, madt]), 16);
-    let xsdt = area.add("ACPI XSDT", xsdt(&[fadt, madt]), 16);
+    let rsdt = area.add("ACPI RSDT", rsdt(&tables), 16);
+    let xsdt = area.add("ACPI XSDT", xsdt(&tables), 16);
     area.tables
         .push(("ACPI RSDP", rsdp, rsdp_bytes(rsdt, xsdt)));
 
@@ -423,6 +436,23 @@ mod tests {
             with(|s| s.apic_ids = (0..5000).collect()),
             AcpiError::VcpuCount(5000)
         ));
+    }
+
+    #[test]
+    fn a_machine_with_pci_has_an_mcfg_that_says_where() {
+        let spec = AcpiSpec {
+            pci: Some(PciRoot {
+                mem64: map().pci_memory_high(),
+                ..PciRoot::default()
+            }),
+            ..AcpiSpec::default()
+        };
+        let t = build(&spec, &map()).unwrap();
+        let tables = walk(&t);
+        let (_, gpa) = tables.iter().find(|(s, _)| s == b"MCFG").unwrap();
+        assert_eq!(word(&t, gpa + 4), 36 + 8 + 16);
+        assert_eq!(word(&t, gpa + 44), layout::PCI_ECAM.start);
+        assert_eq!(read(&t, gpa + 44 + 8, 4), [0, 0, 0, 0]);
     }
 
     #[test]

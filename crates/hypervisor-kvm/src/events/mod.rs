@@ -2,13 +2,14 @@
 
 mod doorbell;
 mod interrupt;
+mod waiter;
 
 use std::{
     os::fd::{AsRawFd, OwnedFd, RawFd},
     sync::Arc,
 };
 
-use caisson_hypervisor::{Event, Events, HypervisorError, RawEvent};
+use caisson_hypervisor::{Event, EventWaiter, Events, HypervisorError, RawEvent};
 use caisson_memory::Vtl;
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
@@ -45,15 +46,25 @@ impl Event for EventFd {
     }
 }
 
-impl Events for EventPowers {
-    fn event(&self) -> Result<Arc<dyn Event>, HypervisorError> {
+impl EventFd {
+    fn new() -> Result<Self, HypervisorError> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| {
             HypervisorError::Host {
                 what: "making an event descriptor",
                 reason: e.to_string(),
             }
         })?;
-        Ok(Arc::new(EventFd(fd)))
+        Ok(Self(fd))
+    }
+}
+
+impl Events for EventPowers {
+    fn event(&self) -> Result<Arc<dyn Event>, HypervisorError> {
+        Ok(Arc::new(EventFd::new()?))
+    }
+
+    fn waiter(&self) -> Result<Box<dyn EventWaiter>, HypervisorError> {
+        Ok(Box::new(waiter::Waiter::new(EventFd::new()?)?))
     }
 }
 

@@ -8,6 +8,7 @@ mod kick;
 mod pages;
 mod run;
 mod vcpu;
+mod wait;
 
 use std::io;
 
@@ -18,6 +19,7 @@ pub(crate) use self::{
     kick::{ImmediateExit, install_kick_signal, interrupt_thread, thread_id},
     run::{Data, device_exit, internal_error},
     vcpu::{XSAVE_LEN, get_xsave, host_tsc, interrupt, set_tsc_offset, set_xsave, tsc_offset},
+    wait::watch,
 };
 
 /// The answer of a call that gives a number or -1.

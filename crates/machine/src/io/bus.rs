@@ -8,12 +8,11 @@ use std::{
     },
 };
 
-use arc_swap::ArcSwap;
 use caisson_device::{AddressMap, Device, Hint, Outcome, Space};
 use caisson_hypervisor::{Access, BusAnswer, IoBus, Space as VcpuSpace};
 use caisson_memory::Vtl;
 
-use super::{interrupts::InterruptControllers, slot::DeviceSlot};
+use super::{claims::Claims, interrupts::InterruptControllers, slot::DeviceSlot};
 
 /// The widest access that a device is handed; wider ones reach it in pieces.
 const DEVICE_ACCESS: usize = 8;
@@ -54,18 +53,15 @@ impl Unclaimed {
 
 /// Finds the device behind an access without a lock, and locks only that device.
 pub(crate) struct MachineBus {
-    map: ArcSwap<AddressMap<Arc<DeviceSlot>>>,
+    claims: Arc<Claims>,
     controllers: Arc<dyn InterruptControllers>,
     unclaimed: Unclaimed,
 }
 
 impl MachineBus {
-    pub(crate) fn new(
-        map: AddressMap<Arc<DeviceSlot>>,
-        controllers: Arc<dyn InterruptControllers>,
-    ) -> Self {
+    pub(crate) fn new(claims: Arc<Claims>, controllers: Arc<dyn InterruptControllers>) -> Self {
         Self {
-            map: ArcSwap::from_pointee(map),
+            claims,
             controllers,
             unclaimed: Unclaimed::default(),
         }
@@ -73,7 +69,12 @@ impl MachineBus {
 
     /// The claims as they are now.
     pub(crate) fn map(&self) -> Arc<AddressMap<Arc<DeviceSlot>>> {
-        self.map.load_full()
+        arc_swap::Guard::into_inner(self.claims.map())
+    }
+
+    /// Who answers, as it changes.
+    pub(crate) fn claims(&self) -> &Claims {
+        &self.claims
     }
 
     /// Accesses that nobody answered.
@@ -98,7 +99,7 @@ impl MachineBus {
             VcpuSpace::Mmio => Space::Mmio,
             VcpuSpace::Pio => Space::Pio,
         };
-        let map = self.map.load();
+        let map = self.claims.map();
         let mut hint = HINT.get();
         let mut answer = BusAnswer::Done;
         for piece in map.pieces(space, access.address.0, len, &mut hint) {

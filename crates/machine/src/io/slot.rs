@@ -31,7 +31,7 @@ impl<D: ?Sized> Slot<D> {
     }
 
     /// The device. A thread holds one slot at a time, save that a device may drive the interrupt controllers from
-    /// within a call.
+    /// within a call, and the PCI configuration ports call the function that they address.
     pub(crate) fn lock(&self) -> MutexGuard<'_, D> {
         self.device.lock()
     }

@@ -125,6 +125,11 @@ impl Worker {
         self.waker(Who::Pump(number))
     }
 
+    /// Wakes the device at position `device`.
+    pub(crate) fn device_waker(self: &Arc<Self>, device: u32) -> Waker {
+        self.waker(Who::Device(device))
+    }
+
     fn waker(self: &Arc<Self>, who: Who) -> Waker {
         Waker::from(Arc::new(WorkerWaker {
             worker: self.clone(),

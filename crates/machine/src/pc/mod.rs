@@ -2,8 +2,10 @@
 
 mod ports;
 mod tables;
+mod virtio;
 
 pub(crate) use tables::tables;
+pub(crate) use virtio::ConsoleDevice;
 
 use std::{sync::Arc, task::Waker};
 
@@ -18,6 +20,7 @@ use caisson_chipset::{
     rtc::{RTC_LINE, Rtc, RtcConfig, RtcHandles},
     uart::{PC_PORTS, Uart, UartHandles},
 };
+use caisson_config::VirtioTransport;
 use caisson_device::{
     AddressMap, AddressMapBuilder, ByteSink, Claimant, Clock, Device, LineSink, Lines, MsiSink,
     PowerSink, ResetKind, Timer, TimerKey, TimerService, WallClock,
@@ -25,13 +28,17 @@ use caisson_device::{
 use caisson_firmware::{MemoryMap, layout};
 use caisson_hypervisor::Partition;
 use caisson_memory::{MemoryView, Vtl};
+use caisson_virtio::{console::Console, rng::Rng};
 
-use self::ports::SendOnly;
+use self::{ports::SendOnly, virtio::VirtioBus};
 use crate::{
     MachineError, SERIAL_PORTS,
     io::{
+        claims::Claims,
+        doorbells::DoorbellService,
         interrupts::InterruptControllers,
         slot::{DeviceSlot, Slot},
+        sources::HostEntropy,
     },
     serial::SerialDevice,
 };
@@ -46,6 +53,8 @@ pub(crate) struct PcHandles {
     pub(crate) wall: Arc<dyn WallClock>,
     pub(crate) memory: MemoryView,
     pub(crate) ports: Vec<PortHandles>,
+    pub(crate) claims: Arc<Claims>,
+    pub(crate) doorbells: Option<Arc<DoorbellService>>,
 }
 
 /// What the device of a port may affect.
@@ -93,6 +102,8 @@ pub(crate) struct Pc {
     pm: Arc<Slot<AcpiPm>>,
     devices: Vec<Arc<DeviceSlot>>,
     ports: Vec<Arc<dyn SerialDevice>>,
+    consoles: Vec<Arc<dyn ConsoleDevice>>,
+    virtio: VirtioBus,
 }
 
 struct Builder<'a> {
@@ -107,10 +118,15 @@ impl Builder<'_> {
         slot
     }
 
+    /// The position of the device that is added next.
+    fn next_number(&self) -> u32 {
+        self.devices.len() as u32
+    }
+
     /// A timer of the device that is added next.
     fn timer(&self, id: u32) -> Timer {
         let key = TimerKey {
-            device: self.devices.len() as u32,
+            device: self.next_number(),
             id,
         };
         Timer::new(self.handles.timers.clone(), key)
@@ -124,6 +140,19 @@ pub(crate) struct PcSpec<'a> {
     pub(crate) serial: [Option<usize>; SERIAL_PORTS],
     pub(crate) debugcon: Option<usize>,
     pub(crate) debug_exit: Option<u16>,
+    /// What carries the virtio devices.
+    pub(crate) transport: VirtioTransport,
+    pub(crate) rng: bool,
+    /// The ports of the virtio consoles.
+    pub(crate) consoles: Vec<usize>,
+}
+
+impl PcSpec<'_> {
+    /// Whether there is a PCI bus: it is there for the devices on it.
+    pub(crate) fn has_pci(&self) -> bool {
+        let devices = self.rng || !self.consoles.is_empty();
+        self.transport == VirtioTransport::Pci && devices
+    }
 }
 
 /// Line of the interval timer.
@@ -166,7 +195,11 @@ pub(crate) fn assemble(spec: &PcSpec<'_>, handles: &PcHandles) -> Result<Pc, Mac
         power: handles.power.clone(),
     };
     let pm = pc.add(AcpiPm::new(AcpiPmConfig::default(), pm));
-    pc.add(ResetPorts::new(handles.power.clone()));
+    let power = handles.power.clone();
+    pc.add(match spec.has_pci() {
+        true => ResetPorts::without_reset_control(power),
+        false => ResetPorts::new(power),
+    });
     pc.add(PostCode::new());
     let items = fw_cfg_items(spec).map_err(|error| MachineError::Tables(error.to_string()))?;
     pc.add(FwCfg::new(items, handles.memory.clone()));
@@ -192,11 +225,34 @@ pub(crate) fn assemble(spec: &PcSpec<'_>, handles: &PcHandles) -> Result<Pc, Mac
     if let Some(port) = spec.debug_exit {
         pc.add(DebugExit::new(port, handles.power.clone()));
     }
+    let mut virtio = match spec.has_pci() {
+        true => VirtioBus::new(VirtioTransport::Pci, spec.map.pci_memory_high(), &mut pc)?,
+        false => VirtioBus::default(),
+    };
+    if spec.rng {
+        let rng = Rng::new(Box::new(HostEntropy));
+        virtio.add("virtio-rng", rng, &mut lines, &mut pc)?;
+    }
+    let mut consoles: Vec<Arc<dyn ConsoleDevice>> = Vec::new();
+    for (index, number) in spec.consoles.iter().enumerate() {
+        let Some(port) = handles.ports.get(*number) else {
+            continue;
+        };
+        let console = Console::new(port.output.clone(), Some(port.room.clone()));
+        let name = format!("virtio-console{index}");
+        let console = Arc::new(virtio.add(&name, console, &mut lines, &mut pc)?);
+        consoles.push(console.clone());
+        if let Some(place) = ports.get_mut(*number) {
+            *place = console;
+        }
+    }
     Ok(Pc {
         hub,
         pm,
         devices: pc.devices,
         ports,
+        consoles,
+        virtio,
     })
 }
 
@@ -236,6 +292,11 @@ impl Pc {
     /// The devices behind [`PcHandles::ports`], in the same order.
     pub(crate) fn ports(&self) -> &[Arc<dyn SerialDevice>] {
         &self.ports
+    }
+
+    /// The virtio consoles, in their order.
+    pub(crate) fn consoles(&self) -> &[Arc<dyn ConsoleDevice>] {
+        &self.consoles
     }
 
     /// The interrupt controllers.

@@ -13,7 +13,7 @@ use caisson_firmware::{
 };
 use caisson_hypervisor::Partition;
 
-use super::PcSpec;
+use super::{Pc, PcSpec};
 use crate::MachineError;
 
 /// Tables in their places, and where the guest starts to read them.
@@ -23,7 +23,11 @@ pub(crate) struct Tables {
 }
 
 /// Describes the machine of `spec`.
-pub(crate) fn tables(spec: &PcSpec<'_>, partition: &dyn Partition) -> Result<Tables, MachineError> {
+pub(crate) fn tables(
+    spec: &PcSpec<'_>,
+    pc: &Pc,
+    partition: &dyn Partition,
+) -> Result<Tables, MachineError> {
     let fail = |error: &dyn core::fmt::Display| MachineError::Tables(error.to_string());
     let pm = AcpiPmConfig::default();
     let acpi = AcpiSpec {
@@ -49,6 +53,8 @@ pub(crate) fn tables(spec: &PcSpec<'_>, partition: &dyn Partition) -> Result<Tab
             mouse: true,
         }),
         fw_cfg_port: Some(fw_cfg::BASE),
+        pci: pc.virtio.root.clone(),
+        virtio_mmio: pc.virtio.mmio.clone(),
         ..AcpiSpec::default()
     };
     let mut tables = acpi::build(&acpi, spec.map).map_err(|error| fail(&error))?;

@@ -26,6 +26,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(1);
 struct Threads {
     vcpus: Vec<JoinHandle<()>>,
     worker: Option<JoinHandle<()>>,
+    doorbells: Option<JoinHandle<()>>,
     ports: Vec<JoinHandle<()>>,
 }
 
@@ -49,6 +50,9 @@ pub(crate) fn start(
         shared.vcpus.end(None);
         shared.gate.shut_down();
         shared.worker.stop();
+        if let Some(doorbells) = &shared.doorbells {
+            doorbells.stop();
+        }
         shared.partition.set_clock_running(false);
         *phase = Phase::Created;
         shared.ports.iter().for_each(|port| port.output.stop());
@@ -92,6 +96,13 @@ fn start_others(shared: &Arc<Shared>, threads: &mut Threads) -> Result<(), Machi
         let _precise = PreciseTimers::new();
         shared.worker.run(&shared.clock, &shared.gate);
     })?);
+    if shared.doorbells.is_some() {
+        threads.doorbells = Some(shared.spawn("doorbells".into(), |shared| {
+            if let Some(doorbells) = &shared.doorbells {
+                doorbells.run(shared.pc.devices(), &shared.worker, &shared.gate);
+            }
+        })?);
+    }
     Ok(())
 }
 
@@ -155,8 +166,11 @@ fn end(shared: &Shared, threads: Threads, outcome: &Outcome) {
         }
         shared.gate.shut_down();
         shared.worker.stop();
-        if let Some(worker) = threads.worker {
-            let _ = worker.join();
+        if let Some(doorbells) = &shared.doorbells {
+            doorbells.stop();
+        }
+        for thread in threads.worker.into_iter().chain(threads.doorbells) {
+            let _ = thread.join();
         }
         shared.partition.set_clock_running(false);
     }
