@@ -86,7 +86,7 @@ impl World {
 }
 
 enum Under<D> {
-    Pci(VirtioPci<D>),
+    Pci(Box<VirtioPci<D>>),
     Mmio(VirtioMmio<D>),
 }
 
@@ -129,7 +129,8 @@ impl<D: VirtioDevice + 'static> Rig<D> {
                     memory: memory.clone(),
                     doorbells: Some(doorbells.clone()),
                 };
-                Under::Pci(VirtioPci::new("d", device, place, ranges, handles).unwrap())
+                let device = VirtioPci::new("d", device, place, ranges, handles).unwrap();
+                Under::Pci(Box::new(device))
             }
             Transport::Mmio => {
                 let handles = MmioHandles {
@@ -156,7 +157,7 @@ impl<D: VirtioDevice + 'static> Rig<D> {
 
     fn device(&mut self) -> &mut dyn Device {
         match &mut self.under {
-            Under::Pci(device) => device,
+            Under::Pci(device) => &mut **device,
             Under::Mmio(device) => device,
         }
     }
