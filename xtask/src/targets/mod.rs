@@ -30,6 +30,7 @@ const JOBS: &[Job] = &[
         crates: &[
             "caisson-memory",
             "caisson-device",
+            "caisson-block",
             "caisson-hypervisor",
             "caisson-lapic",
             "caisson-chipset",
@@ -51,6 +52,7 @@ const JOBS: &[Job] = &[
         crates: &[
             "caisson-memory",
             "caisson-device",
+            "caisson-block",
             "caisson-hypervisor",
             "caisson-lapic",
             "caisson-chipset",
