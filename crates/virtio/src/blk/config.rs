@@ -60,7 +60,10 @@ impl Blk {
         let granularity = info.discard_granularity.unwrap_or(0);
         put(36, &MOST_SECTORS.to_le_bytes());
         put(40, &1u32.to_le_bytes());
-        put(44, &(u64::from(granularity.max(block)) / SECTOR).to_le_bytes()[..4]);
+        put(
+            44,
+            &(u64::from(granularity.max(block)) / SECTOR).to_le_bytes()[..4],
+        );
         put(48, &MOST_SECTORS.to_le_bytes());
         put(52, &1u32.to_le_bytes());
         put(56, &[u8::from(info.discard_granularity.is_some())]);

@@ -82,13 +82,12 @@ impl Blk {
             OUT => {
                 let len = chain.readable_len() - HEADER;
                 let data = segments(chain.readable_pieces(HEADER, len));
-                let start = self.transfer(memory, sector, data, |offset, buffer| {
-                    Operation::Write {
+                let start =
+                    self.transfer(memory, sector, data, |offset, buffer| Operation::Write {
                         offset,
                         buffer,
                         durable: through,
-                    }
-                });
+                    });
                 match start {
                     Start::Request { request, .. } => Start::Request {
                         request,
@@ -146,7 +145,24 @@ impl Blk {
 
     /// A discard or write-zeroes of one range.
     fn range(&self, discard: bool, range: [u8; RANGE as usize]) -> Start {
-        let [s0, s1, s2, s3, s4, s5, s6, s7, c0, c1, c2, c3, f0, f1, f2, f3] = range;
+        let [
+            s0,
+            s1,
+            s2,
+            s3,
+            s4,
+            s5,
+            s6,
+            s7,
+            c0,
+            c1,
+            c2,
+            c3,
+            f0,
+            f1,
+            f2,
+            f3,
+        ] = range;
         let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
         let count = u32::from_le_bytes([c0, c1, c2, c3]);
         let flags = u32::from_le_bytes([f0, f1, f2, f3]);
