@@ -228,6 +228,7 @@ fn debian_keeps_what_it_wrote_to_its_disk_across_moves() {
         let mut spec =
             virtio_spec(&backend, VirtioTransport::Pci, &modules).expect("there is an image");
         spec.cpus = 2;
+        spec.moves = Moves::After(vec![Duration::from_millis(800); 8]);
         spec.disk = Some(file.path().to_owned());
         let vm = Vm::start(&spec).expect("the machine starts");
         let at = vm.com1.wait_for(PROMPT, 0, BOOT).expect("a prompt");
@@ -241,9 +242,12 @@ fn debian_keeps_what_it_wrote_to_its_disk_across_moves() {
         guest.vm
             .type_text("(dd if=/tmp/data of=/dev/vda bs=64k conv=fsync 2>/dev/null; echo all > /tmp/written) &\n")
             .unwrap();
-        for _ in 0..3 {
-            guest.vm.change_process().expect("the machine moves");
-        }
+        guest
+            .vm
+            .com1
+            .wait_for("written) &", guest.at, BOOT)
+            .expect("an echo");
+        guest.vm.change_process().expect("the machine moves");
         guest.run(
             "while ! [ -s /tmp/written ]; do sleep 0.1; done; echo 3 > /proc/sys/vm/drop_caches",
         );

@@ -210,14 +210,14 @@ impl VirtioDevice for Blk {
             self.state.size = size;
             self.resized = true;
         }
-        let mut more = false;
         let before = self.flights.len();
-        for queue in 0..self.config.queues {
-            more |= self.take(queue, queues)?;
-        }
+        let taken = (0..self.config.queues)
+            .try_fold(false, |more, queue| Ok(more | self.take(queue, queues)?));
+        // Also before a fault: what was submitted is waited for before the device is reset.
         if self.flights.len() > before {
             self.backend.kick();
         }
+        let more = taken?;
         self.reap(cx, queues)?;
         if more {
             cx.waker().wake_by_ref();
