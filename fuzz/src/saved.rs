@@ -49,6 +49,7 @@ fn spec() -> MachineSpec {
         debug_exit: Some(0xf4),
         virtio: Default::default(),
         rng: true,
+        disks: Vec::new(),
         consoles: vec![Box::new(StreamEnd::new(std::io::sink()))],
         on_reboot: OnReboot::Stop,
         on_crash: OnCrash::End,

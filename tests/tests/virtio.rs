@@ -220,6 +220,59 @@ fn debian_uses_entropy_and_console_without_pci_across_a_move() {
 }
 
 #[test]
+fn debian_keeps_what_it_wrote_to_its_disk_across_moves() {
+    let modules = ["virtio_pci", "virtio_blk"];
+    for backend in backends() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        file.as_file().set_len(24 << 20).expect("room");
+        let mut spec =
+            virtio_spec(&backend, VirtioTransport::Pci, &modules).expect("there is an image");
+        spec.cpus = 2;
+        spec.moves = Moves::After(vec![Duration::from_millis(800); 8]);
+        spec.disk = Some(file.path().to_owned());
+        let vm = Vm::start(&spec).expect("the machine starts");
+        let at = vm.com1.wait_for(PROMPT, 0, BOOT).expect("a prompt");
+        let mut guest = Guest { vm, at };
+        assert_eq!(
+            guest.run("cat /sys/block/vda/size /sys/block/vda/serial"),
+            "49152\ntest-disk"
+        );
+        assert_eq!(guest.run("ls /sys/block/vda/mq | wc -l"), "2");
+        guest.run("dd if=/dev/urandom of=/tmp/data bs=64k count=256 2>/dev/null; sha256sum < /tmp/data > /tmp/sum");
+        guest.vm
+            .type_text("(dd if=/tmp/data of=/dev/vda bs=64k conv=fsync 2>/dev/null; echo all > /tmp/written) &\n")
+            .unwrap();
+        guest
+            .vm
+            .com1
+            .wait_for("written) &", guest.at, BOOT)
+            .expect("an echo");
+        guest.vm.change_process().expect("the machine moves");
+        guest.run(
+            "while ! [ -s /tmp/written ]; do sleep 0.1; done; echo 3 > /proc/sys/vm/drop_caches",
+        );
+        let same = guest.run("head -c 16777216 /dev/vda | sha256sum | cmp - /tmp/sum && echo same");
+        assert_eq!(same, "same");
+        assert_eq!(
+            guest.run("dmesg | grep -iE 'i/o error|buffer i/o|vda.*(fail|timeout)'"),
+            ""
+        );
+        guest.vm.change_process().expect("the machine moves");
+        let on_disk = std::fs::read(file.path()).expect("it was written");
+        assert!(
+            on_disk[..16 << 20]
+                .chunks(4096)
+                .all(|page| page.iter().any(|byte| *byte != 0))
+        );
+        guest.vm.type_text("poweroff -f\n").unwrap();
+        assert_eq!(
+            guest.vm.wait(BOOT).expect("it powers off"),
+            Outcome::PowerOff
+        );
+    }
+}
+
+#[test]
 fn many_moves_while_the_drivers_start_change_nothing() {
     let moves = Moves::After(vec![Duration::from_millis(400); 8]);
     for mut guest in boot(VirtioTransport::Pci, moves) {

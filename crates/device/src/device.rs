@@ -1,7 +1,7 @@
 //! The life of a device.
 
 use alloc::vec::Vec;
-use core::task::Context;
+use core::task::{Context, Poll};
 
 use crate::{Access, AddressRange, Inspector, Outcome, StateError, StateRecord};
 
@@ -81,6 +81,14 @@ pub trait Device: Send {
     /// device with more to do wakes `cx` itself.
     fn poll(&mut self, cx: &mut Context<'_>) {
         let _ = cx;
+    }
+
+    /// Ready once nothing outside of the device works for it any more that may touch guest memory (storage, say). The
+    /// machine asks before it saves or resets, with all vCPUs stopped, and calls nothing else of the device until it is;
+    /// [`poll`](Device::poll) is called when the machine goes on.
+    fn poll_quiet(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let _ = cx;
+        Poll::Ready(())
     }
 
     /// Puts the device into the state of `kind`, lowers its lines and cancels its timers where that state says so.

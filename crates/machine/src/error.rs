@@ -123,6 +123,12 @@ pub enum MachineError {
         /// Which bus.
         bus: &'static str,
     },
+    /// Storage does not answer.
+    #[error("the storage behind \"{device}\" does not answer; see to it and try again")]
+    Busy {
+        /// The device that waits for it.
+        device: String,
+    },
     /// A PCI function that cannot be.
     #[error(transparent)]
     Pci(#[from] caisson_pci::SpecError),

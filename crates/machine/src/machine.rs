@@ -2,6 +2,7 @@
 
 use std::{
     sync::Arc,
+    task::{Context, Wake, Waker},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -38,6 +39,9 @@ use crate::{
 
 /// How long vCPUs get to leave guest code. They need microseconds; this only bounds a fault of ours.
 const PARK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long storage gets to answer what it was asked before the machine was held.
+const QUIET_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a machine is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,8 +217,8 @@ impl Machine {
             consoles.push(ports.len());
             ports.push(Port::new(format!("hvc{index}"), end, None));
         }
-        let has_devices = spec.rng || !consoles.is_empty();
-        if spec.virtio == VirtioTransport::Pci && has_devices {
+        let has_virtio = spec.rng || !consoles.is_empty() || !spec.disks.is_empty();
+        if spec.virtio == VirtioTransport::Pci && has_virtio {
             map.reserve(layout::PCI_ECAM);
         }
         let pc_spec = PcSpec {
@@ -225,10 +229,11 @@ impl Machine {
             debug_exit: spec.debug_exit,
             transport: spec.virtio,
             rng: spec.rng,
+            disks: spec.disks,
             consoles,
         };
         let claims = Arc::new(Claims::default());
-        let doorbells = match has_devices {
+        let doorbells = match has_virtio {
             true => DoorbellService::new(&partition),
             false => None,
         };
@@ -485,12 +490,39 @@ impl Shared {
         Ok(())
     }
 
+    /// Waits until nothing outside of the devices touches memory for them any more. The machine stands still.
+    pub(crate) fn quiesce(&self) -> Result<(), MachineError> {
+        struct Unpark(thread::Thread);
+        impl Wake for Unpark {
+            fn wake(self: Arc<Self>) {
+                self.0.unpark();
+            }
+        }
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let mut cx = Context::from_waker(&waker);
+        let deadline = Instant::now() + QUIET_PATIENCE;
+        for slot in self.pc.devices() {
+            while slot.lock().poll_quiet(&mut cx).is_pending() {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(MachineError::Busy {
+                        device: slot.name().to_string(),
+                    });
+                }
+                thread::park_timeout(left);
+            }
+        }
+        Ok(())
+    }
+
     /// Lets time pass and vCPUs run.
     pub(crate) fn go(&self, phase: &mut Phase) {
         if *phase == Phase::Paused {
             self.partition.set_clock_running(true);
             self.worker.set_clock_running(true);
             self.gate.open();
+            // What was done while the machine stood still has not been reported.
+            self.worker.wake_devices();
             self.vcpus.run();
             *phase = Phase::Running;
         }
@@ -521,6 +553,7 @@ impl Shared {
     ) -> Result<(), MachineError> {
         let was = *phase;
         self.hold(phase)?;
+        self.quiesce()?;
         self.pc.reset(ResetKind::System);
         for port in &self.ports {
             port.output.reset_watch();

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use caisson_block::BlockBackend;
 use caisson_config::{CharBackend, HugePages, MachineConfig, OnReboot, VirtioTransport};
 use caisson_hypervisor::Hypervisor;
 
@@ -20,6 +21,15 @@ pub struct MemorySpec {
     pub bytes: u64,
     /// Which of the host's pages back it.
     pub hugepages: HugePages,
+}
+
+/// A virtio disk.
+#[derive(Clone)]
+pub struct DiskSpec {
+    /// What the guest can tell it from others by: at most 20 bytes of it.
+    pub id: String,
+    /// What it is in front of.
+    pub backend: Arc<dyn BlockBackend>,
 }
 
 /// What happens when the guest crashes: its kernel panics and asks for a reset, or a vCPU triple-faults.
@@ -57,6 +67,8 @@ pub struct MachineSpec {
     pub virtio: VirtioTransport,
     /// Whether there is a virtio entropy device, fed by the host's random numbers.
     pub rng: bool,
+    /// The virtio disks.
+    pub disks: Vec<DiskSpec>,
     /// The host's ends of the virtio consoles (`hvc0`, … in Linux).
     pub consoles: Vec<Box<dyn HostEnd>>,
     /// What a reboot by the guest does.
@@ -108,6 +120,7 @@ impl MachineSpec {
             boot,
             serial,
             debugcon,
+            disks: Vec::new(),
             consoles,
             virtio: config.virtio,
             rng: config.rng,

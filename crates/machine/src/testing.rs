@@ -412,6 +412,7 @@ pub(crate) fn spec(backend: &Arc<Scripted>) -> MachineSpec {
         debug_exit: Some(0xf4),
         virtio: Default::default(),
         rng: false,
+        disks: Vec::new(),
         consoles: Vec::new(),
         on_reboot: caisson_config::OnReboot::Restart,
         on_crash: OnCrash::End,

@@ -45,16 +45,12 @@ impl FunctionState {
             .try_into()
             .map_err(|_| invalid("its configuration space does not have 256 bytes"))?;
         function.space.restore(config);
-        match &mut function.msix {
-            Some(msix) => {
-                if !msix.restore(&self.msix_table, &self.msix_pending) {
-                    return Err(invalid("its MSI-X table has another length"));
-                }
-            }
-            None if !self.msix_table.is_empty() => {
-                return Err(invalid("it has an MSI-X table, and this function has none"));
-            }
-            None => {}
+        let same_table = match &mut function.msix {
+            Some(msix) => msix.restore(&self.msix_table, &self.msix_pending),
+            None => self.msix_table.is_empty(),
+        };
+        if !same_table {
+            return Err(invalid("its MSI-X table has another length"));
         }
         function.restore_msi_pending(self.msi_pending);
         function.intx = self.intx;

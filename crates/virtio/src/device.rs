@@ -1,7 +1,7 @@
 //! What a virtio device is, whatever carries it.
 
 use alloc::vec::Vec;
-use core::task::Context;
+use core::task::{Context, Poll};
 
 use caisson_device::{Inspector, StateError, StateRecord};
 
@@ -64,6 +64,14 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// The driver broke a rule, or the device cannot go on.
     fn poll(&mut self, cx: &mut Context<'_>, queues: &mut Queues<'_>) -> Result<(), Fault>;
+
+    /// Ready once nothing outside of the device works for it any more that may touch guest memory; what is done then
+    /// is reported at the next [`poll`](Self::poll). Asked before a reset, of the device or of a queue, and before the
+    /// device is saved. The device starts nothing meanwhile.
+    fn poll_quiet(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let _ = cx;
+        Poll::Ready(())
+    }
 
     /// Queue `queue` alone was reset (§2.6.1): what was taken from it is forgotten.
     fn reset_queue(&mut self, queue: u16);

@@ -1,7 +1,7 @@
 //! The basic facilities of a device (§2), as a transport offers them to a driver.
 
 use alloc::{format, vec::Vec};
-use core::task::Context;
+use core::task::{Context, Poll, Waker};
 
 use caisson_device::{Inspector, StateError, StateRecord};
 use caisson_memory::MemoryView;
@@ -28,6 +28,22 @@ pub mod status {
     pub const FAILED: u8 = 128;
     /// What a driver may set.
     pub(crate) const DRIVERS: u8 = ACKNOWLEDGE | DRIVER | DRIVER_OK | FEATURES_OK | FAILED;
+}
+
+/// What waits until nothing works for the device any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum PendingReset {
+    Device,
+    Queue(u16),
+}
+
+/// What came of a poll.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Polled {
+    /// The device made the progress that it could.
+    Done,
+    /// A reset that the driver had asked for earlier has taken effect.
+    Reset,
 }
 
 /// One of the device's queues.
@@ -62,6 +78,7 @@ pub struct Facilities<D> {
     generation: u8,
     config_changed: bool,
     queues: Vec<Slot>,
+    pending: Option<PendingReset>,
     fault: Option<Fault>,
     faults: u64,
 }
@@ -73,6 +90,7 @@ pub struct FacilitiesState {
     status: u8,
     generation: u8,
     config_changed: bool,
+    pending: Option<PendingReset>,
     queues: Vec<SlotState>,
     /// The device's own record.
     device: Vec<u8>,
@@ -149,6 +167,7 @@ impl<D: VirtioDevice> Facilities<D> {
             generation: 0,
             config_changed: false,
             queues,
+            pending: None,
             fault: None,
             faults: 0,
         };
@@ -190,11 +209,19 @@ impl<D: VirtioDevice> Facilities<D> {
         self.status
     }
 
-    /// The driver writes the device status field. Returns whether the device was reset by it.
+    /// The driver writes the device status field. Returns whether the device was reset by it. Where something still
+    /// works for the device, the reset takes effect later, and the field reads as before until then (§2.4.1).
     pub fn set_status(&mut self, value: u8) -> bool {
         if value == 0 {
-            self.reset();
-            return true;
+            let quiet = self.is_quiet();
+            match quiet {
+                true => self.reset(),
+                false => self.pending = Some(PendingReset::Device),
+            }
+            return quiet;
+        }
+        if self.pending == Some(PendingReset::Device) {
+            return false;
         }
         // Bits are never taken away but by a reset.
         let mut new = (value & status::DRIVERS | self.status) & !self.status;
@@ -215,7 +242,8 @@ impl<D: VirtioDevice> Facilities<D> {
 
     /// Whether the driver has set the device up and nothing has gone wrong since.
     pub fn is_active(&self) -> bool {
-        self.status & (status::DRIVER_OK | status::NEEDS_RESET) == status::DRIVER_OK
+        self.pending != Some(PendingReset::Device)
+            && self.status & (status::DRIVER_OK | status::NEEDS_RESET) == status::DRIVER_OK
     }
 
     /// Counts changes of the configuration, so that a driver notices one in the middle of reading.
@@ -276,16 +304,31 @@ impl<D: VirtioDevice> Facilities<D> {
         }
     }
 
-    /// The driver resets queue `index` alone (§2.6.1). Ignored unless that was negotiated.
+    /// The driver resets queue `index` alone (§2.6.1). Ignored unless that was negotiated. It may take effect later.
     pub fn reset_queue(&mut self, index: u16) {
-        if self.accepted & feature::RING_RESET == 0 {
-            return;
+        if self.accepted & feature::RING_RESET != 0 {
+            self.disable_queue(index);
         }
-        self.disable_queue(index);
     }
 
-    /// Takes queue `index` out of use and forgets its buffers.
+    /// Whether the reset of queue `index` has not taken effect yet.
+    pub fn is_queue_resetting(&self, index: u16) -> bool {
+        self.pending == Some(PendingReset::Queue(index))
+    }
+
+    /// Takes queue `index` out of use and forgets its buffers, at once or when nothing works for the device any more.
     pub fn disable_queue(&mut self, index: u16) {
+        if self.pending.is_some() {
+            return;
+        }
+        if !self.is_quiet() {
+            self.pending = Some(PendingReset::Queue(index));
+            return;
+        }
+        self.forget_queue(index);
+    }
+
+    fn forget_queue(&mut self, index: u16) {
         if let Some(slot) = self.queues.get_mut(usize::from(index)) {
             slot.reset();
             self.device.reset_queue(index);
@@ -302,12 +345,41 @@ impl<D: VirtioDevice> Facilities<D> {
         }
     }
 
-    /// Lets the device make progress. What is to be told the driver afterwards comes out of
-    /// [`take_interrupt`](Self::take_interrupt) and [`take_config_change`](Self::take_config_change).
-    pub fn poll(&mut self, cx: &mut Context<'_>) {
-        if !self.is_active() {
-            return;
+    /// Whether nothing works for the device now.
+    fn is_quiet(&mut self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        self.device.poll_quiet(&mut cx).is_ready()
+    }
+
+    /// See [`VirtioDevice::poll_quiet`].
+    pub fn poll_quiet(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.device.poll_quiet(cx)
+    }
+
+    /// Lets the device make progress, or a reset take effect that waits; `may_access` says whether it may access memory.
+    /// What is to be told the driver afterwards comes out of [`take_interrupt`](Self::take_interrupt) and
+    /// [`take_config_change`](Self::take_config_change).
+    pub fn poll(&mut self, cx: &mut Context<'_>, may_access: bool) -> Polled {
+        if let Some(pending) = self.pending {
+            if self.device.poll_quiet(cx).is_pending() {
+                return Polled::Done;
+            }
+            self.pending = None;
+            match pending {
+                PendingReset::Queue(index) => self.forget_queue(index),
+                PendingReset::Device => {
+                    self.reset();
+                    return Polled::Reset;
+                }
+            }
         }
+        if may_access && self.is_active() {
+            self.poll_device(cx);
+        }
+        Polled::Done
+    }
+
+    fn poll_device(&mut self, cx: &mut Context<'_>) {
         let mut queues = Queues {
             slots: &mut self.queues,
             memory: &self.memory,
@@ -351,6 +423,7 @@ impl<D: VirtioDevice> Facilities<D> {
         self.status = 0;
         self.accepted = 0;
         self.config_changed = false;
+        self.pending = None;
         self.fault = None;
         self.queues.iter_mut().for_each(Slot::reset);
         self.device.reset();
@@ -373,6 +446,7 @@ impl<D: VirtioDevice> Facilities<D> {
             status: self.status,
             generation: self.generation,
             config_changed: self.config_changed,
+            pending: self.pending,
             queues: self.queues.iter().map(slot).collect(),
             device,
         })
@@ -416,6 +490,7 @@ impl<D: VirtioDevice> Facilities<D> {
         self.status = state.status & (status::DRIVERS | status::NEEDS_RESET);
         self.generation = state.generation;
         self.config_changed = state.config_changed;
+        self.pending = state.pending;
         let mut bytes = state.device.as_slice();
         let record = StateRecord::decode(&mut bytes)?;
         if !bytes.is_empty() {

@@ -6,6 +6,7 @@
 //! | [`Facilities`] | status, features, configuration and queues of one device | §2.1–2.5, §3.1 |
 //! | [`pci`] | the PCI transport, modern devices only | §4.1 |
 //! | [`mmio`] | the memory-mapped transport, version 2 | §4.2 |
+//! | [`blk`] | block device | §5.2 |
 //! | [`rng`] | entropy device | §5.4 |
 //! | [`console`] | console device | §5.3 |
 //!
@@ -22,6 +23,7 @@ extern crate alloc;
 #[cfg(any(test, feature = "testing"))]
 extern crate std;
 
+pub mod blk;
 pub mod console;
 mod device;
 mod facilities;
@@ -34,6 +36,6 @@ pub mod testing;
 mod transport;
 
 pub use device::{DeviceKind, VirtioDevice};
-pub use facilities::{Facilities, FacilitiesState, Queues, status};
+pub use facilities::{Facilities, FacilitiesState, Polled, Queues, status};
 pub use fault::Fault;
 pub use transport::{mmio, pci};

@@ -3,7 +3,7 @@
 use std::{
     io,
     os::{fd::AsFd, unix::net::UnixStream},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -12,11 +12,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
+use caisson_block::testing::RamDisk;
 use caisson_config::{HugePages, OnReboot};
 use caisson_hypervisor_soft::Tier;
 use caisson_machine::{
-    BootSpec, CpuSpec, Elapsed, HostEnd, Input, Machine, MachineSpec, MemorySpec, OnCrash,
-    SerialInput, Snapshot,
+    BootSpec, CpuSpec, DiskSpec, Elapsed, HostEnd, Input, Machine, MachineSpec, MemorySpec,
+    OnCrash, SerialInput, Snapshot,
 };
 
 use super::{
@@ -65,6 +66,8 @@ struct Host {
     wire: Wire,
     inputs: Inputs,
     machine: Option<Arc<Machine>>,
+    /// Its disk, and where the content goes when it leaves.
+    disk: Option<(PathBuf, Arc<RamDisk>)>,
     /// The machine goes on elsewhere: its end here is nobody's business.
     left: Arc<AtomicBool>,
 }
@@ -81,6 +84,7 @@ pub fn serve() -> Result<()> {
         wire: Wire(Arc::new(Mutex::new(control))),
         inputs: ports.map(|port| (port, Arc::default())),
         machine: None,
+        disk: None,
         left: Arc::default(),
     };
     while let Some(frame) = Frame::receive(&mut requests)? {
@@ -130,7 +134,11 @@ impl Host {
         Ok(Answer::Done)
     }
 
-    fn spec(&self, description: &Description) -> Result<MachineSpec> {
+    fn spec(&mut self, description: &Description) -> Result<MachineSpec> {
+        let disks = match &description.disk {
+            Some(path) => vec![self.disk(path)?],
+            None => Vec::new(),
+        };
         let backend = all_backends()
             .into_iter()
             .find(|backend| backend.name() == description.backend)
@@ -182,6 +190,7 @@ impl Host {
             debug_exit: Some(0xf4),
             virtio: description.virtio.unwrap_or_default(),
             rng: description.virtio.is_some(),
+            disks,
             consoles: description
                 .virtio
                 .and_then(|_| end(Port::Hvc0))
@@ -197,6 +206,18 @@ impl Host {
             } else {
                 OnCrash::End
             },
+        })
+    }
+
+    /// A disk in memory with the content of the file.
+    fn disk(&mut self, path: &Path) -> Result<DiskSpec> {
+        let content = std::fs::read(path)?;
+        let disk = Arc::new(RamDisk::new(content.len() as u64));
+        disk.put(0, &content);
+        self.disk = Some((path.to_owned(), disk.clone()));
+        Ok(DiskSpec {
+            id: "test-disk".into(),
+            backend: disk,
         })
     }
 
@@ -236,6 +257,9 @@ impl Host {
             machine.pause()?;
         }
         machine.save(folder)?;
+        if let Some((path, disk)) = &self.disk {
+            std::fs::write(path, disk.content())?;
+        }
         self.left.store(true, Ordering::SeqCst);
         machine.stop();
         // What the guest has printed is delivered before the answer.

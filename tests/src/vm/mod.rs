@@ -13,6 +13,7 @@ mod wire;
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
     io,
+    path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak},
     thread,
     time::{Duration, Instant},
@@ -132,6 +133,9 @@ pub struct VmSpec {
     pub on_crash: OnCrash,
     /// What carries its virtio devices: it has an entropy device and a console then.
     pub virtio: Option<VirtioTransport>,
+    /// A file with the content of its virtio disk, if it has one. The disk is in memory; the file is written when the
+    /// machine moves.
+    pub disk: Option<PathBuf>,
     /// When it goes on in another process.
     pub moves: Moves,
 }
@@ -154,6 +158,7 @@ impl VmSpec {
             on_reboot: OnReboot::Stop,
             on_crash: OnCrash::End,
             virtio: None,
+            disk: None,
             moves: Moves::default(),
         }
     }
@@ -179,6 +184,7 @@ impl VmSpec {
             debug_exit: Some(0xf4),
             virtio: self.virtio.unwrap_or_default(),
             rng: self.virtio.is_some(),
+            disks: Vec::new(),
             consoles: Vec::new(),
             on_reboot: self.on_reboot,
             on_crash: self.on_crash,
@@ -207,6 +213,7 @@ impl VmSpec {
             restart_on_crash: self.on_crash == OnCrash::Restart,
             com2,
             virtio: self.virtio,
+            disk: self.disk.clone(),
         }
     }
 }

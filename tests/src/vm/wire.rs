@@ -44,6 +44,8 @@ pub(super) struct Description {
     pub(super) com2: bool,
     /// What carries its virtio devices, if it has an entropy device and a console on that.
     pub(super) virtio: Option<VirtioTransport>,
+    /// The content of its disk, if it has one: read when it is made, and kept there when it leaves.
+    pub(super) disk: Option<PathBuf>,
 }
 
 /// From the test to the process. Each gets an [`Answer`].

@@ -30,6 +30,7 @@ const JOBS: &[Job] = &[
         crates: &[
             "caisson-memory",
             "caisson-device",
+            "caisson-block",
             "caisson-hypervisor",
             "caisson-lapic",
             "caisson-chipset",
@@ -53,6 +54,7 @@ const JOBS: &[Job] = &[
         crates: &[
             "caisson-memory",
             "caisson-device",
+            "caisson-block",
             "caisson-hypervisor",
             "caisson-lapic",
             "caisson-chipset",

@@ -12,7 +12,9 @@ use caisson_machine::{BootSpec, HostEnd, MachineSpec, SerialInput};
 use super::{Saved, Stopper, conclude, make};
 use crate::backend;
 use crate::exit::Exit;
-use crate::terminal::{Blocked, Escape, HELP, Key, ModeTracker, Notice, RawMode, is_terminal, say};
+use crate::terminal::{
+    self, Blocked, Escape, HELP, Key, ModeTracker, Notice, RawMode, is_terminal, say,
+};
 
 /// End of transmission: what a terminal's user types to end input.
 const CTRL_D: u8 = 0x04;
@@ -38,21 +40,31 @@ pub(super) fn run(
         // Its guest listens already.
         screen.state().heard = true;
     }
-    let on_signal = stopper.clone();
+    // Standard input belongs to a serial port or a virtio console; the debug console has no input.
+    let on_stdio = |ends: &[CharBackend]| ends.iter().position(|end| *end == CharBackend::Stdio);
+    let console = on_stdio(&config.console);
+    let input = match (on_stdio(&config.serial), console) {
+        (Some(index), _) => machine.serial_input(index),
+        (None, Some(index)) => machine.console_input(index),
+        (None, None) => None,
+    };
+    let (on_signal, on_resize) = (stopper.clone(), Arc::downgrade(&machine));
+    // A serial line cannot tell its size, a virtio console can.
+    let tell_size = move || {
+        if let (Some(index), Some(machine)) = (console, on_resize.upgrade())
+            && let Some((columns, rows)) = terminal::size(io::stdout())
+        {
+            machine.resize_console(index, columns, rows);
+        }
+    };
+    tell_size();
     signals
-        .watch(move |notice| {
-            if let Notice::End(signal) = notice {
-                on_signal.stop_by_signal(signal);
-            }
+        .watch(move |notice| match notice {
+            Notice::End(signal) => on_signal.stop_by_signal(signal),
+            Notice::Resize => tell_size(),
         })
         .context("cannot start the signal thread")?;
 
-    // Standard input belongs to a serial port; the debug console has no input.
-    let port = config
-        .serial
-        .iter()
-        .position(|backend| *backend == CharBackend::Stdio);
-    let input = port.and_then(|index| machine.serial_input(index));
     let at_terminal = is_terminal(io::stdin());
     let mut raw = None;
     if let Some(input) = input {

@@ -125,6 +125,13 @@ impl Worker {
         self.waker(Who::Pump(number))
     }
 
+    /// Has every device polled soon.
+    pub(crate) fn wake_devices(&self) {
+        let all = 0..self.work.load().devices.len() as u32;
+        self.state.lock().woken.extend(all.map(Who::Device));
+        self.changed.notify_all();
+    }
+
     /// Wakes the device at position `device`.
     pub(crate) fn device_waker(self: &Arc<Self>, device: u32) -> Waker {
         self.waker(Who::Device(device))

@@ -28,11 +28,15 @@ use caisson_device::{
 use caisson_firmware::{MemoryMap, layout};
 use caisson_hypervisor::Partition;
 use caisson_memory::{MemoryView, Vtl};
-use caisson_virtio::{console::Console, rng::Rng};
+use caisson_virtio::{
+    blk::{Blk, BlkConfig},
+    console::Console,
+    rng::Rng,
+};
 
 use self::{ports::SendOnly, virtio::VirtioBus};
 use crate::{
-    MachineError, SERIAL_PORTS,
+    DiskSpec, MachineError, SERIAL_PORTS,
     io::{
         claims::Claims,
         doorbells::DoorbellService,
@@ -143,6 +147,7 @@ pub(crate) struct PcSpec<'a> {
     /// What carries the virtio devices.
     pub(crate) transport: VirtioTransport,
     pub(crate) rng: bool,
+    pub(crate) disks: Vec<DiskSpec>,
     /// The ports of the virtio consoles.
     pub(crate) consoles: Vec<usize>,
 }
@@ -150,8 +155,12 @@ pub(crate) struct PcSpec<'a> {
 impl PcSpec<'_> {
     /// Whether there is a PCI bus: it is there for the devices on it.
     pub(crate) fn has_pci(&self) -> bool {
-        let devices = self.rng || !self.consoles.is_empty();
-        self.transport == VirtioTransport::Pci && devices
+        self.transport == VirtioTransport::Pci && self.has_virtio()
+    }
+
+    /// Whether there are virtio devices.
+    pub(crate) fn has_virtio(&self) -> bool {
+        self.rng || !self.consoles.is_empty() || !self.disks.is_empty()
     }
 }
 
@@ -232,6 +241,14 @@ pub(crate) fn assemble(spec: &PcSpec<'_>, handles: &PcHandles) -> Result<Pc, Mac
     if spec.rng {
         let rng = Rng::new(Box::new(HostEntropy));
         virtio.add("virtio-rng", rng, &mut lines, &mut pc)?;
+    }
+    for (index, disk) in spec.disks.iter().enumerate() {
+        let config = BlkConfig {
+            queues: u16::try_from(spec.vcpus).unwrap_or(u16::MAX),
+            id: disk.id.clone(),
+        };
+        let blk = Blk::new(disk.backend.clone(), config);
+        virtio.add(&format!("virtio-blk{index}"), blk, &mut lines, &mut pc)?;
     }
     let mut consoles: Vec<Arc<dyn ConsoleDevice>> = Vec::new();
     for (index, number) in spec.consoles.iter().enumerate() {

@@ -97,6 +97,7 @@ pub(super) fn of(part: &str, source: StateError) -> MachineError {
 
 /// All records of a machine that stands still.
 pub(super) fn collect(shared: &Shared) -> Result<SavedMachine, MachineError> {
+    shared.quiesce()?;
     let mut parts = Vec::new();
     let mut add = |part: String, record: Result<StateRecord, StateError>| {
         let record = record.map_err(|source| of(&part, source))?;

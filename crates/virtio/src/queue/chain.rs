@@ -75,6 +75,16 @@ impl Chain {
         total(self.writable())
     }
 
+    /// The addresses and lengths of `len` bytes of the readable part from `offset` on, as far as there are.
+    pub fn readable_pieces(&self, offset: u64, len: u64) -> impl Iterator<Item = (u64, usize)> {
+        pieces(self.readable(), offset, len)
+    }
+
+    /// The addresses and lengths of `len` bytes of the writable part from `offset` on, as far as there are.
+    pub fn writable_pieces(&self, offset: u64, len: u64) -> impl Iterator<Item = (u64, usize)> {
+        pieces(self.writable(), offset, len)
+    }
+
     /// Copies out of the readable part from byte `offset` on and returns how many bytes there were, at most
     /// `data.len()`.
     ///
@@ -87,7 +97,7 @@ impl Chain {
         data: &mut [u8],
     ) -> Result<usize, MemoryError> {
         let mut done = 0;
-        for (gpa, len) in pieces(self.readable(), offset, data.len()) {
+        for (gpa, len) in self.readable_pieces(offset, data.len() as u64) {
             if let Some(part) = data.get_mut(done..done + len) {
                 memory.read(Gpa(gpa), part)?;
             }
@@ -107,7 +117,7 @@ impl Chain {
         data: &[u8],
     ) -> Result<usize, MemoryError> {
         let mut done = 0;
-        for (gpa, len) in pieces(self.writable(), offset, data.len()) {
+        for (gpa, len) in self.writable_pieces(offset, data.len() as u64) {
             if let Some(part) = data.get(done..done + len) {
                 memory.write(Gpa(gpa), part)?;
             }
@@ -131,8 +141,8 @@ fn total(segments: &[Segment]) -> u64 {
 }
 
 /// The addresses and lengths that `len` bytes from `offset` on take in `segments`.
-fn pieces(segments: &[Segment], mut offset: u64, len: usize) -> impl Iterator<Item = (u64, usize)> {
-    let mut left = len as u64;
+fn pieces(segments: &[Segment], mut offset: u64, len: u64) -> impl Iterator<Item = (u64, usize)> {
+    let mut left = len;
     segments.iter().filter_map(move |segment| {
         let skipped = offset.min(u64::from(segment.len));
         offset -= skipped;

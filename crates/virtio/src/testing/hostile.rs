@@ -3,6 +3,7 @@
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::task::{Context, Waker};
 
+use caisson_block::testing::RamDisk;
 use caisson_device::{
     Access, Device, Lines, ResetKind, Space,
     testing::{RecordedBytes, RecordedClaims, RecordedDoorbells, RecordedLines, RecordedMsis},
@@ -12,6 +13,7 @@ use caisson_pci::{FunctionAddress, FunctionHandles, Place};
 
 use super::{Counting, Counts, RAM, memory};
 use crate::{
+    blk::{Blk, BlkConfig},
     console::Console,
     feature,
     mmio::{MmioHandles, VirtioMmio},
@@ -156,7 +158,13 @@ struct Rig {
     claims: Arc<RecordedClaims>,
 }
 
-fn rig(kind: u8, memory: &MemoryView, output: &Arc<RecordedBytes>, counts: &Arc<Counts>) -> Rig {
+fn rig(kind: u8, world: &World) -> Rig {
+    let World {
+        memory,
+        output,
+        counts,
+        disk,
+    } = world;
     let claims = RecordedClaims::new();
     let lines = RecordedLines::new();
     let line = Lines::new(lines).line(20).expect("a line");
@@ -186,11 +194,20 @@ fn rig(kind: u8, memory: &MemoryView, output: &Arc<RecordedBytes>, counts: &Arc<
         msix: 0xc001_0000,
     };
     let sound = "the ranges are sound";
-    let mut device: Box<dyn Device> = match kind & 3 {
+    let blk = Blk::new(
+        disk.clone(),
+        BlkConfig {
+            queues: 2,
+            id: "hostile".into(),
+        },
+    );
+    let mut device: Box<dyn Device> = match kind % 6 {
         0 => Box::new(VirtioPci::new("d", rng, place, ranges, pci).expect(sound)),
         1 => Box::new(VirtioPci::new("d", console, place, ranges, pci).expect(sound)),
         2 => Box::new(VirtioMmio::new("d", rng, 0xf000_0000, mmio)),
-        _ => Box::new(VirtioMmio::new("d", console, 0xf000_0000, mmio)),
+        3 => Box::new(VirtioMmio::new("d", console, 0xf000_0000, mmio)),
+        4 => Box::new(VirtioPci::new("d", blk, place, ranges, pci).expect(sound)),
+        _ => Box::new(VirtioMmio::new("d", blk, 0xf000_0000, mmio)),
     };
     device.reset(ResetKind::PowerOn);
     Rig { device, claims }
@@ -264,6 +281,23 @@ impl Rig {
     }
 }
 
+/// What devices are wired to.
+struct World {
+    memory: MemoryView,
+    output: Arc<RecordedBytes>,
+    counts: Arc<Counts>,
+    disk: Arc<RamDisk>,
+}
+
+/// Has the storage answer everything, as a machine waits for before it saves or resets its devices.
+fn settle(rig: &mut Rig, world: &World) {
+    while world.disk.waiting() > 0 {
+        world.disk.release(0);
+    }
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(rig.device.poll_quiet(&mut cx).is_ready());
+}
+
 /// Drives a device under either transport with whatever `input` says: registers, rings, polls, resets, moves through
 /// saved state.
 ///
@@ -272,10 +306,15 @@ impl Rig {
 pub fn exercise_device(input: &[u8]) {
     let mut input = Input(input.iter());
     let kind = input.byte();
-    let is_pci = kind & 2 == 0;
-    let memory = memory();
-    let (output, counts) = (RecordedBytes::new(), Arc::<Counts>::default());
-    let mut rig = rig(kind, &memory, &output, &counts);
+    let is_pci = matches!(kind % 6, 0 | 1 | 4);
+    let world = World {
+        memory: memory(),
+        output: RecordedBytes::new(),
+        counts: Arc::default(),
+        disk: Arc::new(RamDisk::new(64 << 10)),
+    };
+    let (memory, output, counts) = (&world.memory, &world.output, &world.counts);
+    let mut rig = rig(kind, &world);
     let mut cx = Context::from_waker(Waker::noop());
     while !input.is_over() {
         match input.byte() {
@@ -288,7 +327,7 @@ pub fn exercise_device(input: &[u8]) {
                     driver: 0x2000 + 0x4000 * queue,
                     device: 0x3000 + 0x4000 * queue,
                 };
-                poke(&memory, &place, &mut input);
+                poke(memory, &place, &mut input);
             }
             80..130 => rig.device.poll(&mut cx),
             130..200 => {
@@ -312,9 +351,18 @@ pub fn exercise_device(input: &[u8]) {
             235..238 => counts
                 .dry
                 .store(input.byte() & 1 != 0, core::sync::atomic::Ordering::SeqCst),
-            238..241 => rig.device.reset(ResetKind::System),
+            238..241 => {
+                settle(&mut rig, &world);
+                rig.device.reset(ResetKind::System);
+            }
+            241..244 => world.disk.hold(input.byte() & 1 != 0),
+            244..247 if world.disk.waiting() > 0 => {
+                let index = usize::from(input.byte()) % world.disk.waiting();
+                world.disk.release(index);
+            }
             _ => {
-                let mut fresh = self::rig(kind, &memory, &output, &counts);
+                settle(&mut rig, &world);
+                let mut fresh = self::rig(kind, &world);
                 caisson_device::testing::check_state(&*rig.device, &mut *fresh.device);
                 rig = fresh;
             }

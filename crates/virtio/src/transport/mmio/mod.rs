@@ -6,7 +6,7 @@ mod registers;
 mod state;
 
 use alloc::{string::String, sync::Arc, vec::Vec};
-use core::task::{Context, Waker};
+use core::task::{Context, Poll, Waker};
 
 use caisson_device::{
     Access, AddressRange, Claim, Device, DoorbellSink, Inspector, Line, Outcome, ResetKind,
@@ -15,7 +15,7 @@ use caisson_device::{
 use caisson_memory::MemoryView;
 
 use self::state::MmioState;
-use crate::{Facilities, VirtioDevice};
+use crate::{Facilities, Polled, VirtioDevice};
 
 /// Bytes of a device's registers.
 pub const REGISTERS_LEN: u64 = 4096;
@@ -154,9 +154,15 @@ impl<D: VirtioDevice> Device for VirtioMmio<D> {
             Some(waker) => waker.clone_from(cx.waker()),
             None => self.waker = Some(cx.waker().clone()),
         }
-        self.facilities.poll(cx);
+        if self.facilities.poll(cx, true) == Polled::Reset {
+            self.reset_registers();
+        }
         self.deliver();
         self.set_doorbells();
+    }
+
+    fn poll_quiet(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.facilities.poll_quiet(cx)
     }
 
     fn reset(&mut self, _: ResetKind) {

@@ -62,6 +62,7 @@ impl<D: VirtioDevice> VirtioMmio<D> {
             INTERRUPT_STATUS => self.interrupt_status,
             STATUS => facilities.status().into(),
             SHARED_MEMORY..=SHARED_MEMORY_LAST => u32::MAX,
+            QUEUE_RESET => facilities.is_queue_resetting(queue).into(),
             GENERATION => facilities.generation().into(),
             _ => 0,
         };
@@ -101,8 +102,12 @@ impl<D: VirtioDevice> VirtioMmio<D> {
             }
             QUEUE_READY if value == 0 && self.facilities.is_queue_enabled(queue) => {
                 self.facilities.disable_queue(queue);
+                self.wake();
             }
-            QUEUE_RESET if value == 1 => self.facilities.reset_queue(queue),
+            QUEUE_RESET if value == 1 => {
+                self.facilities.reset_queue(queue);
+                self.wake();
+            }
             INTERRUPT_ACK => self.interrupt_status &= !value,
             STATUS => {
                 if self.facilities.set_status(value as u8) {

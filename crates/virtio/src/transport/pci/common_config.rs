@@ -68,6 +68,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
             put(QUEUE_DESCRIPTORS, 8, place.descriptors);
             put(QUEUE_DRIVER, 8, place.driver);
             put(QUEUE_DEVICE, 8, place.device);
+            put(QUEUE_RESET, 2, facilities.is_queue_resetting(queue).into());
         }
         for (at, byte) in (offset..).zip(data) {
             *byte = image.get(at as usize).copied().unwrap_or(0);
@@ -104,7 +105,10 @@ impl<D: VirtioDevice> VirtioPci<D> {
                 self.facilities.enable_queue(queue);
                 self.wake();
             }
-            (QUEUE_RESET, 2) if word == 1 => self.facilities.reset_queue(queue),
+            (QUEUE_RESET, 2) if word == 1 => {
+                self.facilities.reset_queue(queue);
+                self.wake();
+            }
             (QUEUE_DESCRIPTORS..QUEUE_RESET, 4 | 8) if offset.is_multiple_of(4) => {
                 self.place_ring(offset, data);
             }

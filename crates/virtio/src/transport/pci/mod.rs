@@ -13,7 +13,7 @@ mod common_config;
 mod state;
 
 use alloc::{string::String, sync::Arc, vec::Vec};
-use core::task::{Context, Waker};
+use core::task::{Context, Poll, Waker};
 
 use caisson_device::{
     Access, Claim, Device, DoorbellSink, Inspector, Outcome, ResetKind, SaveState, Space,
@@ -26,7 +26,7 @@ use caisson_pci::{
 };
 
 use self::{capabilities::ConfigWindow, state::PciState};
-use crate::{Facilities, VirtioDevice};
+use crate::{Facilities, Polled, VirtioDevice};
 
 /// Red Hat, to whom the specification gives all virtio devices (§4.1.2).
 const VENDOR: u16 = 0x1af4;
@@ -357,14 +357,18 @@ impl<D: VirtioDevice> Device for VirtioPci<D> {
             Some(waker) => waker.clone_from(cx.waker()),
             None => self.waker = Some(cx.waker().clone()),
         }
-        if !self.function.is_bus_master() {
-            return;
+        let may_access = self.function.is_bus_master();
+        if self.facilities.poll(cx, may_access) == Polled::Reset {
+            self.reset_registers();
         }
-        self.facilities.poll(cx);
         self.deliver();
         if self.ringing.is_some() && !self.facilities.is_active() {
             self.set_doorbells();
         }
+    }
+
+    fn poll_quiet(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.facilities.poll_quiet(cx)
     }
 
     fn reset(&mut self, _: ResetKind) {
