@@ -238,11 +238,11 @@ impl Qcow2 {
         self.writable()?;
         let end = at + len;
         let cluster = self.cluster();
-        let first = at.next_multiple_of(cluster).min(end);
+        let first = at.next_multiple_of(cluster);
         let last = if end == self.size.get() {
             end.next_multiple_of(cluster)
         } else {
-            (end & !(cluster - 1)).max(first)
+            end & !(cluster - 1)
         };
         if first >= last {
             return self.write_zero_bytes(at, len).await;
