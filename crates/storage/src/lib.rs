@@ -14,6 +14,7 @@ pub mod file;
 pub mod format;
 pub mod layer;
 pub mod limit;
+pub mod manage;
 mod open;
 pub mod runtime;
 #[cfg(any(test, feature = "testing"))]

@@ -173,7 +173,7 @@ impl ChainOpener<'_> {
         };
         if self.files.policy == BackingPolicy::Deny {
             return Err(
-                "backing files are not allowed for this disk; allow them with backing=on if you trust the image"
+                "backing files are not allowed for this disk; allow them (backing=on, or --allow-backing) if you trust the image"
                     .into(),
             );
         }

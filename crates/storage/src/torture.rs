@@ -231,7 +231,7 @@ impl Torture {
         for _ in 0..self.rounds {
             self.round(&disk, &model, &file, &mut state).await?;
         }
-        let close = random(&mut state) % 2 == 0;
+        let close = random(&mut state) & 1 == 0;
         if close {
             disk.close().await.map_err(told)?;
         }

@@ -53,7 +53,7 @@ fn exercise(disk: &Disk, view: &MemoryView, shadow: &mut [u8], seed: u64, batche
                         .collect();
                     fill(&buffer, &data);
                     shadow[range].copy_from_slice(&data);
-                    let durable = random(&mut state) % 8 == 0;
+                    let durable = random(&mut state).is_multiple_of(8);
                     Operation::Write {
                         offset,
                         buffer,

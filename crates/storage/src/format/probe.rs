@@ -36,8 +36,8 @@ fn looks(head: &[u8], tail: &[u8]) -> Looks {
     }
 }
 
-/// What the name says.
-fn named(path: &Path) -> Option<Format> {
+/// The format that a file's name says.
+pub fn named(path: &Path) -> Option<Format> {
     let extension = path.extension()?.to_str()?.to_ascii_lowercase();
     match &*extension {
         "raw" | "img" | "iso" => Some(Format::Raw),

@@ -18,24 +18,41 @@ use caisson_memory::{
     host::{HugePages, Mapping},
 };
 
-/// A program of QEMU's utilities: the host's, or out of Debian's package.
-pub fn tool(name: &str) -> PathBuf {
-    static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    let folder = FOUND.get_or_init(|| {
+/// A program of QEMU's utilities: the host's, or out of Debian's packages.
+fn tool(name: &str) -> Command {
+    static FOUND: OnceLock<(PathBuf, String)> = OnceLock::new();
+    let (folder, libraries) = FOUND.get_or_init(|| {
         let here = Command::new("qemu-img").arg("--version").output();
         if here.is_ok_and(|out| out.status.success()) {
-            return PathBuf::new();
+            return Default::default();
         }
         let store = ImageStore::open_default().expect("the cache");
-        let package = store.package("qemu-utils", &Silent).expect("qemu-utils");
-        package.root.join("usr/bin")
+        let packages = store.packages_with_dependencies(&["qemu-utils"], &Silent);
+        let packages = packages.expect("qemu-utils");
+        let mut folders = packages.iter().map(|package| package.root.join("usr/bin"));
+        let programs = folders.find(|folder| folder.join("qemu-img").exists());
+        // The host's own loader and C library stay.
+        let libraries = packages
+            .iter()
+            .filter(|package| !package.root.join("lib64").exists())
+            .flat_map(|package| {
+                ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|f| package.root.join(f))
+            })
+            .filter(|folder| folder.is_dir())
+            .map(|folder| folder.display().to_string());
+        let libraries: Vec<String> = libraries.collect();
+        (programs.expect("qemu-img"), libraries.join(":"))
     });
-    folder.join(name)
+    let mut command = Command::new(folder.join(name));
+    if !libraries.is_empty() {
+        command.env("LD_LIBRARY_PATH", libraries);
+    }
+    command
 }
 
 /// Runs a program of QEMU's utilities; its output.
 pub fn qemu(name: &str, arguments: &[&str]) -> Result<String, String> {
-    let out = Command::new(tool(name)).args(arguments).output();
+    let out = tool(name).args(arguments).output();
     let out = out.expect("QEMU's utilities run");
     let text = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
     if out.status.success() {

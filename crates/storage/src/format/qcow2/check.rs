@@ -1,6 +1,6 @@
 //! Checking an image's tables against its refcounts, and repairing the latter.
 
-use std::io;
+use std::{collections::BTreeMap, io};
 
 use super::{
     Qcow2,
@@ -59,15 +59,15 @@ struct Uses {
 }
 
 impl Uses {
-    /// Counts a range; `false` if it is not within the file.
-    fn count(&mut self, host: u64, len: u64) -> bool {
+    /// Counts a range `times` times; `false` if it is not within the file.
+    fn count(&mut self, host: u64, len: u64, times: u32) -> bool {
         let first = host >> self.cluster_bits;
         let last = host.saturating_add(len.max(1) - 1) >> self.cluster_bits;
         if last >= self.counts.len() as u64 {
             return false;
         }
         for count in &mut self.counts[first as usize..=last as usize] {
-            *count = count.saturating_add(1);
+            *count = count.saturating_add(times);
         }
         true
     }
@@ -95,7 +95,7 @@ impl Qcow2 {
             cluster_bits: self.cluster_bits,
         };
         let mut fixed = |what: &str, offset: u64, len: u64| {
-            if len > 0 && !uses.count(offset, len) {
+            if len > 0 && !uses.count(offset, len, 1) {
                 report.corruption(format!(
                     "the {what} at {offset:#x} is beyond the file's end"
                 ));
@@ -113,18 +113,29 @@ impl Qcow2 {
         let active = self.l1.borrow().clone();
         let l1_len = u64::from(header.l1_entries) * 8;
         fixed("L1 table", header.l1_offset, l1_len);
-        self.count_tree_uses(&active, &mut uses, &mut report, true)
-            .await?;
+        // Snapshots share tables: each is looked at once, and counts as often as it is used.
+        let mut tables: BTreeMap<u64, (u32, bool)> = BTreeMap::new();
+        let mut add = |l1: &[u64], active: bool| {
+            for table in l1.iter().map(|entry| entry & OFFSET).filter(|&t| t != 0) {
+                let uses = tables.entry(table).or_default();
+                uses.0 = uses.0.saturating_add(1);
+                uses.1 |= active;
+            }
+        };
+        add(&active, true);
         for snapshot in &snapshots {
             let len = u64::from(snapshot.l1_entries) * 8;
-            if !uses.count(snapshot.l1_offset, len) {
+            let first = (snapshot.l1_offset >> self.cluster_bits) as usize;
+            let taken = uses.counts.get(first).is_some_and(|&count| count > 0);
+            if len > 0 && (taken || !uses.count(snapshot.l1_offset, len, 1)) {
                 report.corruption(format!("snapshot {} has no L1 table", snapshot.id));
                 continue;
             }
-            let l1 = self
-                .read_table(snapshot.l1_offset, snapshot.l1_entries as usize)
-                .await?;
-            self.count_tree_uses(&l1, &mut uses, &mut report, false)
+            let entries = snapshot.l1_entries as usize;
+            add(&self.read_table(snapshot.l1_offset, entries).await?, false);
+        }
+        for (table, (times, active)) in tables {
+            self.count_table(table, times, active, &mut uses, &mut report)
                 .await?;
         }
         let broken_tables = report.corruptions;
@@ -160,48 +171,44 @@ impl Qcow2 {
         Ok(())
     }
 
-    async fn count_tree_uses(
+    /// Counts what the L2 table at `table` uses, which is itself used `times` times.
+    async fn count_table(
         &self,
-        l1: &[u64],
+        table: u64,
+        times: u32,
+        active: bool,
         uses: &mut Uses,
         report: &mut CheckReport,
-        active: bool,
     ) -> io::Result<()> {
         let header = self.header();
         let words = (header.entry_size() / 8) as usize;
-        for &entry in l1 {
-            let table = entry & OFFSET;
-            if table == 0 {
-                continue;
-            }
-            if !table.is_multiple_of(self.cluster()) || !uses.count(table, self.cluster()) {
-                report.corruption(format!("an L2 table is at {table:#x}"));
-                continue;
-            }
-            let bytes = read_bytes(&*self.file, table, self.cluster() as usize).await?;
-            for at in (0..bytes.len()).step_by(8 * words) {
-                let bitmap = (words == 2).then(|| be64(&bytes, at + 8));
-                let mapping = match Mapping::decode(&header, be64(&bytes, at), bitmap) {
-                    Ok(mapping) => mapping,
-                    Err(error) => {
-                        report.corruption(error.to_string());
-                        continue;
-                    }
-                };
-                let Some((host, len)) = mapping.range(self.cluster()) else {
-                    continue;
-                };
-                if !uses.count(host, len) {
-                    report.corruption(format!("a cluster is at {host:#x}, beyond the file's end"));
-                }
-                if active {
-                    report.allocated_clusters += 1;
-                    report.compressed_clusters +=
-                        u64::from(matches!(mapping, Mapping::Compressed { .. }));
-                }
-            }
-            yield_now().await;
+        if !table.is_multiple_of(self.cluster()) || !uses.count(table, self.cluster(), times) {
+            report.corruption(format!("an L2 table is at {table:#x}"));
+            return Ok(());
         }
+        let bytes = read_bytes(&*self.file, table, self.cluster() as usize).await?;
+        for at in (0..bytes.len()).step_by(8 * words) {
+            let bitmap = (words == 2).then(|| be64(&bytes, at + 8));
+            let mapping = match Mapping::decode(&header, be64(&bytes, at), bitmap) {
+                Ok(mapping) => mapping,
+                Err(error) => {
+                    report.corruption(error.to_string());
+                    continue;
+                }
+            };
+            let Some((host, len)) = mapping.range(self.cluster()) else {
+                continue;
+            };
+            if !uses.count(host, len, times) {
+                report.corruption(format!("a cluster is at {host:#x}, beyond the file's end"));
+            }
+            if active {
+                report.allocated_clusters += 1;
+                report.compressed_clusters +=
+                    u64::from(matches!(mapping, Mapping::Compressed { .. }));
+            }
+        }
+        yield_now().await;
         Ok(())
     }
 

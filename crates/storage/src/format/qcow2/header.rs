@@ -91,6 +91,16 @@ impl Header {
         1 << self.cluster_bits
     }
 
+    /// Whether its refcounts were not written completely.
+    pub fn is_dirty(&self) -> bool {
+        self.incompatible & DIRTY != 0
+    }
+
+    /// Whether somebody found it damaged.
+    pub fn is_corrupt(&self) -> bool {
+        self.incompatible & CORRUPT != 0
+    }
+
     /// Whether L2 entries have bitmaps of subclusters.
     pub fn extended_l2(&self) -> bool {
         self.incompatible & EXTENDED_L2 != 0

@@ -117,7 +117,7 @@ impl Refcounts {
         let table: Vec<u64> = (0..len / 8).map(|i| be64(&bytes, i * 8)).collect();
         let mut metadata = metadata;
         for &offset in table.iter().filter(|&&offset| offset != 0) {
-            if !offset.is_multiple_of(header.cluster()) || offset >= MAX_OFFSET {
+            if !offset.is_multiple_of(header.cluster()) || offset >= file.size() {
                 return Err(corrupt(format!("a refcount block is at {offset:#x}")));
             }
             if !metadata.insert(offset >> header.cluster_bits) {
@@ -442,7 +442,7 @@ impl Refcounts {
         {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        if (start + total) << self.cluster_bits >= MAX_OFFSET {
+        if start + total >= MAX_OFFSET >> self.cluster_bits {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let mut table = self.table.borrow().clone();

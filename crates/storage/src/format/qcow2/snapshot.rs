@@ -1,6 +1,7 @@
 //! Internal snapshots, of images that nobody else uses meanwhile.
 
 use std::{
+    collections::HashSet,
     io,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -78,7 +79,9 @@ impl Qcow2 {
             let name = id + id_len as usize;
             let l1_entries = be32(&raw, 8);
             let l1_offset = be64(&raw, 0);
-            if u64::from(l1_entries) * 8 > 32 << 20 || !l1_offset.is_multiple_of(self.cluster()) {
+            let l1_end = l1_offset.checked_add(u64::from(l1_entries) * 8);
+            let within = l1_end.is_some_and(|end| end <= self.file.size());
+            if !within || !l1_offset.is_multiple_of(self.cluster()) {
                 return Err(corrupt("a snapshot's L1 table is impossible"));
             }
             found.push(SnapshotInfo {
@@ -284,7 +287,11 @@ impl Qcow2 {
     async fn count_tree(&self, l1: &[u64], by: i64) -> io::Result<()> {
         let refcounts = self.refcounts()?;
         let header = self.header();
+        let mut seen = HashSet::new();
         for table in l1.iter().map(|entry| entry & OFFSET).filter(|&t| t != 0) {
+            if !seen.insert(table) || !table.is_multiple_of(self.cluster()) {
+                return Err(corrupt(format!("an L2 table is at {table:#x}")));
+            }
             let words = self
                 .read_table(table, (self.cluster() / 8) as usize)
                 .await?;
