@@ -140,7 +140,7 @@ fn format_for(path: &Path, said: Option<Format>) -> Result<Format> {
     said.or_else(named).ok_or_else(|| {
         let error = OpenError::Ambiguous {
             path: path.to_owned(),
-            why: "its name ends in none of .raw, .img and .qcow2".into(),
+            why: "its name ends in none of .raw, .img, .qcow2 and .vhd".into(),
         };
         UsageError(error.to_string()).into()
     })

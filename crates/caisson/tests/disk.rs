@@ -38,6 +38,10 @@ fn images_are_made_looked_at_grown_and_copied() {
     done(&bench, "convert copy.qcow2 back.raw --quiet");
     assert!(fs::read(bench.path("back.raw")).unwrap() == content);
 
+    done(&bench, "convert copy.qcow2 copy.vhd");
+    assert!(done(&bench, "info copy.vhd").contains("2999808 bytes"));
+    done(&bench, "convert copy.vhd again.raw");
+    assert!(fs::read(bench.path("again.raw")).unwrap() == content);
     done(&bench, "resize copy.qcow2 +1M");
     done(&bench, "convert copy.qcow2 grown.img");
     let grown = fs::read(bench.path("grown.img")).unwrap();
@@ -92,7 +96,7 @@ fn what_makes_no_sense_is_refused_and_nothing_is_overwritten() {
         &bench,
         "info there.raw --format vdi",
         2,
-        "known are raw, qcow2",
+        "known are raw, qcow2, vhd",
     );
     refused(
         &bench,

@@ -17,6 +17,7 @@ use crate::{
     format::{
         FormatError, probe,
         qcow2::{self, CheckReport, Compression, Qcow2, SnapshotInfo},
+        vhd,
     },
     open_image,
     runtime::{LocalFuture, local::join_all},
@@ -216,6 +217,14 @@ async fn create_in(runtime: &Runtime, new: &NewImage) -> Result<(), OpenError> {
             let made = qcow2::create(&file, &options).await;
             made.map_err(refused(&new.path, new.format))
         }
+        Format::Vhd => {
+            if new.backing.is_some() || new.cluster.is_some() || new.version.is_some() {
+                return Err(fail("a VHD has neither backing file, clusters nor version"));
+            }
+            let file: Rc<dyn Layer> = file;
+            let made = vhd::create(&file, size, true).await;
+            made.map_err(refused(&new.path, new.format))
+        }
     }
 }
 
@@ -236,6 +245,10 @@ pub fn info(path: &Path, format: Option<Format>) -> Result<ImageInfo, OpenError>
             file_used: metadata.blocks() * 512,
             qcow2: None,
         };
+        if format == Format::Vhd {
+            let image = vhd::Vhd::open(file.clone(), false).await;
+            info.size = image.map_err(refused(path, format))?.shape().size;
+        }
         if format == Format::Qcow2 {
             let image = Qcow2::open_tables(file).await;
             let image = image.map_err(refused(path, format))?;
@@ -269,6 +282,12 @@ pub fn check(path: &Path, format: Option<Format>, repair: bool) -> Result<CheckR
         let format = format_of(&*file, path, format).await?;
         match format {
             Format::Raw => Ok(CheckReport::default()),
+            // To open it is to check it.
+            Format::Vhd => {
+                let image = crate::format::vhd::Vhd::open(file, false).await;
+                image.map_err(refused(path, format))?;
+                Ok(CheckReport::default())
+            }
             Format::Qcow2 => {
                 let image = Qcow2::open_tables(file).await;
                 let image = image.map_err(refused(path, format))?;

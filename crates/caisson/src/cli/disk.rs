@@ -16,7 +16,7 @@ Examples:
   caisson disk convert web.qcow2 web.raw
   caisson disk snapshot create web.qcow2 before-upgrade
 
-A format is only taken from a file if its name (.raw, .img, .qcow2) and its content say the same;
+A format is only taken from a file if its name (.raw, .img, .qcow2, .vhd) and its content say the same;
 else say it with --format. An image that a machine uses is locked.";
 
 #[derive(Debug, Args)]
@@ -34,7 +34,7 @@ pub(crate) enum DiskCommand {
         path: PathBuf,
         /// Size of the disk, as in 20G; may be left out with --backing
         size: Option<ByteSize>,
-        /// raw or qcow2 [default: what the name says]
+        /// raw, qcow2 or vhd [default: what the name says]
         #[arg(long)]
         format: Option<Format>,
         /// Size of a cluster of qcow2, 512B to 2M [default: 64K]

@@ -8,6 +8,7 @@ pub mod overlay;
 pub mod probe;
 pub mod qcow2;
 pub mod raw;
+pub mod vhd;
 
 /// How an image is laid out in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -16,17 +17,20 @@ pub enum Format {
     Raw,
     /// QEMU's copy-on-write format, versions 2 and 3.
     Qcow2,
+    /// Microsoft's older format, fixed or dynamic.
+    Vhd,
 }
 
 impl Format {
     /// All formats.
-    pub const ALL: [Self; 2] = [Self::Raw, Self::Qcow2];
+    pub const ALL: [Self; 3] = [Self::Raw, Self::Qcow2, Self::Vhd];
 
     /// The name that people write.
     pub fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
+            Self::Vhd => "vhd",
         }
     }
 
@@ -40,6 +44,7 @@ impl Format {
         Ok(match self {
             Self::Raw => Rc::new(raw::Raw::new(file, write)),
             Self::Qcow2 => Rc::new(qcow2::Qcow2::open(file, write, opener).await?),
+            Self::Vhd => Rc::new(vhd::Vhd::open(file, write).await?),
         })
     }
 }

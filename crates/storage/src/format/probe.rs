@@ -28,7 +28,9 @@ fn looks(head: &[u8], tail: &[u8]) -> Looks {
         [b'v', b'h', b'd', b'x', b'f', b'i', b'l', b'e', ..] => Looks::Other("VHDX"),
         [b'K', b'D', b'M', b'V', ..] | [b'C', b'O', b'W', b'D', ..] => Looks::Other("VMDK"),
         _ if head.starts_with(b"# Disk DescriptorFile") => Looks::Other("VMDK"),
-        _ if head.starts_with(b"conectix") || tail.starts_with(b"conectix") => Looks::Other("VHD"),
+        _ if head.starts_with(b"conectix") || tail.starts_with(b"conectix") => {
+            Looks::Like(Format::Vhd)
+        }
         _ if head.get(64..68) == Some(&[0x7f, 0x10, 0xda, 0xbe]) => Looks::Other("VDI"),
         _ if head.starts_with(b"QED\0") => Looks::Other("QED"),
         _ if head.starts_with(b"LUKS\xba\xbe") => Looks::Other("LUKS"),
@@ -42,6 +44,7 @@ pub fn named(path: &Path) -> Option<Format> {
     match &*extension {
         "raw" | "img" | "iso" => Some(Format::Raw),
         "qcow2" | "qcow" => Some(Format::Qcow2),
+        "vhd" | "vpc" => Some(Format::Vhd),
         _ => None,
     }
 }
