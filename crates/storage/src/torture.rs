@@ -185,6 +185,9 @@ fn told(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
+/// Somebody else who looks at an image.
+pub type Watch<'a> = &'a mut dyn FnMut(&MemoryFile) -> Result<(), String>;
+
 fn first_of(messages: &[String]) -> String {
     messages
         .iter()
@@ -199,13 +202,21 @@ impl Torture {
     /// # Errors
     /// What went wrong, and where.
     pub fn run(&self) -> Result<Tally, String> {
+        self.run_watched(&mut |_| Ok(()))
+    }
+
+    /// Runs, and shows `watch` each image that a cut left, before it is opened.
+    ///
+    /// # Errors
+    /// What went wrong, and where; also what `watch` says.
+    pub fn run_watched(&self, watch: Watch<'_>) -> Result<Tally, String> {
         let runtime = Runtime::new(EngineKind::Threads).map_err(told)?;
         runtime
-            .block_on(self.run_in())
+            .block_on(self.run_in(watch))
             .map_err(|why| format!("{self:?}: {why}"))
     }
 
-    async fn run_in(&self) -> Result<Tally, String> {
+    async fn run_in(&self, watch: Watch<'_>) -> Result<Tally, String> {
         let base = self.base()?;
         let file = layer(MemoryFile::default().shuffled(self.seed))?;
         let options = CreateOptions {
@@ -264,6 +275,7 @@ impl Torture {
             }
             for (image, name) in images {
                 let place = format!("cut at {cut} of {last}, {name}");
+                watch(&image).map_err(|why| format!("{place}: {why}"))?;
                 let leaks = self.survive(image, &base, &model, cut, &place).await;
                 tally.leaks += leaks.map_err(|why| format!("{place}: {why}"))?;
                 tally.images += 1;
