@@ -59,6 +59,9 @@ impl Sparse {
     }
 
     fn zero(&mut self, at: u64, end: u64) {
+        if at >= end {
+            return;
+        }
         let pages: Vec<u64> = self
             .pages
             .range(at / PAGE..end.div_ceil(PAGE))
