@@ -6,13 +6,14 @@ use clap::CommandFactory;
 
 use crate::cli::{Cli, Command, CompletionsArgs, ManArgs};
 use crate::exit::{Exit, UsageError};
-use crate::{doctor, image, run};
+use crate::{disk, doctor, image, run};
 
 /// Does what the command line asks.
 pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
     match cli.command {
         Command::Run(args) => run::run(&args, cli.verbose),
         Command::Image(args) => image::run(&args),
+        Command::Disk(args) => disk::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Completions(args) => completions(&args),
         Command::Man(args) => man(&args),

@@ -3,6 +3,7 @@
 mod backend;
 mod cli;
 mod commands;
+mod disk;
 mod doctor;
 mod exit;
 mod host;

@@ -15,6 +15,7 @@ fn help_is_as_reviewed() {
         &["--help"][..],
         &["run", "--help"],
         &["image", "--help"],
+        &["disk", "--help"],
         &["doctor", "--help"],
         &["completions", "--help"],
         &["man", "--help"],

@@ -14,12 +14,14 @@ mod address;
 mod dirty;
 #[cfg(feature = "host")]
 pub mod host;
+mod pinned;
 mod region;
 mod view;
 mod watch;
 
 pub use address::{Gpa, PAGE_SHIFT, PAGE_SIZE, Vtl};
 pub use dirty::DirtyBitmap;
+pub use pinned::Pinned;
 pub use region::{GuestMemory, MemoryError, Perms, Region, RegionKind, TableError};
 pub use view::{MemoryView, VtlPermissions};
 pub use watch::WriteWatch;

@@ -1,11 +1,13 @@
 //! Memory as one trust level sees it.
 
 use alloc::sync::Arc;
-use core::sync::atomic::Ordering;
+use core::{ptr::NonNull, sync::atomic::Ordering};
 
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
-use crate::{Gpa, GuestMemory, MemoryError, PAGE_SIZE, Perms, Region, RegionKind, Vtl, access};
+use crate::{
+    Gpa, GuestMemory, MemoryError, PAGE_SIZE, Perms, Pinned, Region, RegionKind, Vtl, access,
+};
 
 /// Decides what each page allows a trust level. Asked per page, so it must be
 /// quick; it may change while the machine runs.
@@ -152,6 +154,40 @@ impl MemoryView {
             // SAFETY: `host` has `n` bytes inside its region.
             unsafe { access::fill(host, byte, n as usize) }
         })
+    }
+
+    /// The host memory behind `ranges` (address and length in bytes), in their order, for a transfer by the host's
+    /// kernel. It stays mapped for as long as it is held; permissions are those of now.
+    ///
+    /// # Errors
+    /// Unmapped or denied addresses; for [`Perms::WRITE`] also read-only ones.
+    pub fn pin(
+        &self,
+        ranges: impl IntoIterator<Item = (Gpa, u64)>,
+        wanted: Perms,
+    ) -> Result<Pinned, MemoryError> {
+        let mut pinned = Pinned::default();
+        for (gpa, len) in ranges {
+            let unmapped = MemoryError::Unmapped { gpa, len };
+            let end = gpa.checked_add(len).ok_or(unmapped)?.0;
+            self.check(gpa, len, wanted)?;
+            let mut here = gpa;
+            while here.0 < end {
+                let region = self.memory.find(here).ok_or(unmapped)?;
+                if wanted.contains(Perms::WRITE) && region.kind() == RegionKind::Rom {
+                    return Err(MemoryError::Denied { gpa: here, wanted });
+                }
+                let n = (region.end() - here.0).min(end - here.0);
+                let offset = (here.0 - region.gpa().0) as usize;
+                // SAFETY: `offset` and `n` more bytes are in the region, which the table keeps mapped.
+                unsafe {
+                    let host: NonNull<u8> = region.host().add(offset);
+                    pinned.push_guest(&self.memory, here, host, n as usize);
+                }
+                here.0 += n;
+            }
+        }
+        Ok(pinned)
     }
 
     /// Reads a value of plain bytes.

@@ -1,6 +1,7 @@
 //! Benchmarks. Each prints a table with a ratio to a peer on this machine, and says so where there is none.
 
 mod boot;
+mod disk;
 mod marker;
 mod resident;
 mod restore;
@@ -21,6 +22,8 @@ use clap::Subcommand;
 pub(crate) enum Bench {
     /// Debian to its first userland instruction: `caisson` and `qemu-system-x86_64 -accel tcg`, in turn.
     Boot(boot::Options),
+    /// The disk engine alone against `fio` with io_uring on the same file, and qcow2 against raw.
+    Disk(disk::Options),
     /// Saved machines of 128 MiB and 8 GiB that go on: from exec to the guest's next instructions.
     Restore(restore::Options),
     /// Kernels of integer code on the software CPU, bare-metal, and on this host's processor.
@@ -33,6 +36,7 @@ impl Bench {
     pub(crate) fn run(self) -> Result<()> {
         match self {
             Self::Boot(options) => boot::run(&options),
+            Self::Disk(options) => disk::run(&options),
             Self::Restore(options) => restore::run(&options),
             Self::Soft(options) => soft::run(&options),
             Self::Startup(options) => startup::run(&options),

@@ -1,9 +1,11 @@
 //! The command line: what can be asked, and the help that teaches it.
 
+mod disk;
 mod image;
 mod restore;
 mod run;
 
+pub(crate) use disk::{DiskArgs, DiskCommand, SnapshotCommand};
 pub(crate) use image::{ImageArgs, ImageCommand};
 pub(crate) use restore::{GuestTime, RestoreFrom};
 pub(crate) use run::RunArgs;
@@ -44,6 +46,8 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Fetch, list, remove and locate guest images
     Image(ImageArgs),
+    /// Make, check, resize and convert images of disks
+    Disk(DiskArgs),
     /// Say what this host can do and what it cannot, each with the remedy
     Doctor(DoctorArgs),
     /// Print a completion script for a shell
