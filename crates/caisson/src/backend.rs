@@ -117,7 +117,10 @@ mod tests {
             choose(Accel::Soft, SoftTier::default()).unwrap().name(),
             "soft"
         );
-        assert_eq!(choose(Accel::Kvm).unwrap().name(), "kvm");
+        assert_eq!(
+            choose(Accel::Kvm, SoftTier::default()).unwrap().name(),
+            "kvm"
+        );
         let auto = choose(Accel::Auto, SoftTier::default()).unwrap();
         assert!(all().iter().any(|backend| backend.name() == auto.name()));
     }
@@ -131,7 +134,7 @@ mod tests {
                 .max_vcpus(),
             64
         );
-        assert!(choose(Accel::Kvm).unwrap().max_vcpus() <= 254);
+        assert!(choose(Accel::Kvm, SoftTier::default()).unwrap().max_vcpus() <= 254);
     }
 
     #[test]
