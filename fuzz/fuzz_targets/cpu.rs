@@ -1,5 +1,5 @@
 //! Any bytes as code in each mode: the instruction decoder, the block builder,
-//! the handlers, self-modification.
+//! the handlers, self-modification, on either tier.
 #![no_main]
 
 use std::cell::RefCell;
@@ -13,6 +13,7 @@ fuzz_target!(|input: &[u8]| {
     let Some((&[mode, spread], code)) = input.split_first_chunk::<2>() else {
         return;
     };
+    let native = mode & 0x80 != 0;
     let mode = match mode % 4 {
         0 => Mode::Real,
         1 => Mode::Protected,
@@ -30,5 +31,5 @@ fuzz_target!(|input: &[u8]| {
         };
     }
     registers[4] = 0x2_8000 & if mode == Mode::Real { 0xfff0 } else { !0 };
-    BENCH.with_borrow_mut(|bench| bench.run(mode, &registers, code));
+    BENCH.with_borrow_mut(|bench| bench.run(mode, native, &registers, code));
 });

@@ -2,6 +2,7 @@
 //! answer ones everywhere else.
 
 use std::{
+    ptr::NonNull,
     sync::{
         Arc, Once,
         atomic::{AtomicU32, Ordering},
@@ -13,6 +14,7 @@ use caisson_x86_cpu::{
     cache::CodeCache,
     env::{Env, HostPage, IoOutcome},
     exec::{self, Stop},
+    jit::{CodeMemory, Settings},
     state::{Cpu, Segment, cr0, cr4, efer, request, seg},
     sys,
 };
@@ -25,6 +27,8 @@ pub const CODE: u64 = 0x8000;
 const TABLES: u64 = 0x1000;
 /// Bytes of room for native thunks.
 const THUNKS: usize = 1 << 20;
+/// Bytes of room for translated code.
+const NATIVE: usize = 1 << 20;
 /// Longest time that one run may take before it is stopped.
 const SLICE: Duration = Duration::from_millis(1);
 
@@ -133,23 +137,21 @@ pub enum Mode {
 pub struct Bench {
     board: Box<Board>,
     cpu: Box<Cpu>,
-    cache: CodeCache,
+    /// One for each tier.
+    caches: [CodeCache; 2],
 }
 
 impl Default for Bench {
     fn default() -> Self {
-        // SAFETY: a new mapping.
-        let thunks = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                THUNKS,
-                libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
+        let code = executable(NATIVE);
+        // SAFETY: one mapping that nobody else uses, and that stays.
+        let memory = unsafe { CodeMemory::new(code, code, NATIVE) };
+        let settings = Settings {
+            hot: 1,
+            ..Settings::default()
         };
-        assert_ne!(thunks, libc::MAP_FAILED);
+        let mut native = CodeCache::new(2 << 20);
+        assert!(native.translate_into(memory, settings));
         let cpu = Box::new(Cpu::new(46));
         Self {
             board: Box::new(Board {
@@ -157,13 +159,30 @@ impl Default for Bench {
                 has_code: [false; PAGES],
                 written: Vec::new(),
                 request: cpu.request.clone(),
-                thunks: thunks.cast(),
+                thunks: executable(THUNKS).as_ptr(),
                 used: 0,
             }),
             cpu,
-            cache: CodeCache::new(2 << 20),
+            caches: [CodeCache::new(2 << 20), native],
         }
     }
+}
+
+/// Memory to execute code from.
+fn executable(len: usize) -> NonNull<u8> {
+    // SAFETY: a new mapping.
+    let p = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            len,
+            libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    assert_ne!(p, libc::MAP_FAILED);
+    NonNull::new(p.cast()).expect("mapped")
 }
 
 /// Stops whatever runs, again and again: guest code may loop.
@@ -180,10 +199,14 @@ fn watch(request: Arc<AtomicU32>) {
 }
 
 impl Bench {
-    /// Puts the vCPU into `mode` with `registers` and `code`, and runs it for a moment.
-    pub fn run(&mut self, mode: Mode, registers: &[u64; 16], code: &[u8]) {
+    /// Puts the vCPU into `mode` with `registers` and `code`, and runs it for a moment, with
+    /// `native` on the native tier.
+    pub fn run(&mut self, mode: Mode, native: bool, registers: &[u64; 16], code: &[u8]) {
         watch(self.cpu.request.clone());
-        self.cache.flush(&mut self.cpu);
+        for cache in &mut self.caches {
+            cache.flush(&mut self.cpu);
+        }
+        let tier = usize::from(native);
         self.board.has_code = [false; PAGES];
         self.board.written.clear();
         self.board.ram.iter_mut().for_each(|p| p.0.fill(0));
@@ -203,9 +226,9 @@ impl Bench {
         let env: *mut dyn Env = &mut *self.board;
         self.cpu.env = Some(env);
         for _ in 0..3 {
-            let stop = exec::run(&mut self.cpu, &mut self.cache);
+            let stop = exec::run(&mut self.cpu, &mut self.caches[tier]);
             for page in std::mem::take(&mut self.board.written) {
-                self.cache.invalidate(&mut self.cpu, page);
+                self.caches[tier].invalidate(&mut self.cpu, page);
             }
             self.cpu.request.store(0, Ordering::Relaxed);
             match stop {

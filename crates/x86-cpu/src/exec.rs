@@ -124,13 +124,13 @@ fn chain<const NATIVE: bool>(cpu: &mut Cpu, cache: &mut CodeCache) -> Option<Sto
             if cpu.request.load(Ordering::Relaxed) != 0 {
                 return Some(Stop::Request);
             }
-            let generation = cpu.code_generation;
+            let generation = cpu.generation();
             let flushes = cache.stats.flushes;
             let next = match lookup::<NATIVE>(cpu, cache) {
                 Ok(b) => b,
                 Err(f) => return raise(cpu, f),
             };
-            if generation == cpu.code_generation && flushes == cache.stats.flushes {
+            if generation == cpu.generation() && flushes == cache.stats.flushes {
                 cache.link(block, code as usize, next);
             }
             // Building may have waited for other vCPUs.
@@ -237,7 +237,7 @@ fn raise(cpu: &mut Cpu, fault: Fault) -> Option<Stop> {
 fn lookup<const NATIVE: bool>(cpu: &mut Cpu, cache: &mut CodeCache) -> Result<*const Block, Fault> {
     let base = cpu.regs[reg::SEG_BASE + seg::CS];
     let address = cpu.rip.wrapping_add(base);
-    if let Some(b) = cache.jump(address, cpu.code_generation, cpu.mode) {
+    if let Some(b) = cache.jump(address, cpu.generation(), cpu.mode) {
         cpu.regs[reg::PAGE_RIP] = (address & !0xfff).wrapping_sub(base);
         if NATIVE {
             cache.note_jump(cpu, b);
@@ -247,7 +247,7 @@ fn lookup<const NATIVE: bool>(cpu: &mut Cpu, cache: &mut CodeCache) -> Result<*c
     let b = find(cpu, cache, cpu.mode)?;
     // SAFETY: just found.
     if unsafe { (*b).second_page().is_none() } && cpu.is_64bit() {
-        cache.set_jump(address, cpu.code_generation, cpu.mode, b);
+        cache.set_jump(address, cpu.generation(), cpu.mode, b);
     }
     Ok(b)
 }
@@ -299,7 +299,7 @@ fn find(cpu: &mut Cpu, cache: &mut CodeCache, mode: u32) -> Result<*const Block,
 /// Translates an instruction fetch.
 pub(crate) fn fetch(cpu: &mut Cpu, cache: &mut CodeCache, address: u64) -> Result<u64, Fault> {
     let user = cpu.cpl == 3;
-    if let Some(gpa) = cache.fetched(address, cpu.code_generation, user) {
+    if let Some(gpa) = cache.fetched(address, cpu.generation(), user) {
         return Ok(gpa);
     }
     let privilege = if user {
@@ -308,6 +308,7 @@ pub(crate) fn fetch(cpu: &mut Cpu, cache: &mut CodeCache, address: u64) -> Resul
         Privilege::Supervisor
     };
     let t = mmu::translate(cpu, address, Intent::Fetch, privilege)?;
-    cache.set_fetched(address, cpu.code_generation, user, t.gpa);
+    cpu.generations.note(user, address, t.large, t.global);
+    cache.set_fetched(address, cpu.generation(), user, t.gpa);
     Ok(t.gpa)
 }

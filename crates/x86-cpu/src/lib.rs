@@ -17,6 +17,7 @@ pub mod exec;
 pub mod fault;
 pub mod flags;
 pub mod flow;
+pub mod generation;
 pub mod jit;
 pub mod mem;
 pub mod mmu;

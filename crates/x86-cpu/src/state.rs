@@ -9,6 +9,7 @@ use crate::{
     env::Env,
     fault::Fault,
     flags,
+    generation::Generations,
     tlb::{Tlb, TlbEntry},
 };
 
@@ -264,9 +265,9 @@ pub struct Cpu {
     pub window_wanted: bool,
     /// See [`mode`].
     pub mode: u32,
-    /// Counts changes of translations and of code; what was found through a linear
-    /// address under an older count must be looked up again.
-    pub code_generation: u64,
+    /// What was found through a linear address in an older generation must be
+    /// looked up again.
+    pub generations: Generations,
     /// Guest instructions retired.
     pub retired: u64,
     /// RIP while not inside a block, and whenever a handler returns anything but a link.
@@ -410,6 +411,12 @@ impl Cpu {
     pub fn set_rflags(&mut self, value: u64) {
         self.cc = flags::from_rflags(value);
         self.rflags_system = value & flags::SYSTEM_MASK;
+    }
+
+    /// The generation of what is found through linear addresses now.
+    #[inline]
+    pub(crate) fn generation(&self) -> u64 {
+        self.generations.number(self.cpl == 3)
     }
 
     /// 64-bit code is running (CS.L and EFER.LMA).

@@ -24,6 +24,9 @@ pub(crate) struct Options {
     /// Runs of the guest and of the native kernels, in turn.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
+    /// The tier of the software CPU.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
+    tier: u8,
 }
 
 /// What a guest says of one kernel.
@@ -54,7 +57,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let mut blocks = Vec::new();
     let mut last = None;
     for _ in 0..options.runs {
-        let report = in_guest(&binary, &guest)?;
+        let report = in_guest(&binary, &guest, options.tier)?;
         for kernel in KERNELS {
             let line = report
                 .kernels
@@ -77,8 +80,8 @@ pub(super) fn run(options: &Options) -> Result<()> {
     // The host's compiler may use vector units, so "native" counts the guest's instructions.
 
     println!(
-        "software CPU, bare-metal, medians of {} runs\n{:<10} {:>10} {:>12} {:>8}",
-        options.runs, "kernel", "soft MIPS", "native", "ratio"
+        "software CPU, tier {}, bare-metal, medians of {} runs\n{:<10} {:>10} {:>12} {:>8}",
+        options.tier, options.runs, "kernel", "soft MIPS", "native", "ratio"
     );
     let (mut product, mut count) = (0.0, 0u32);
     for kernel in KERNELS {
@@ -137,9 +140,10 @@ fn native(kernel: &Kernel, units: u64) -> (f64, u64) {
 }
 
 /// Runs the guest to its end.
-fn in_guest(binary: &Path, guest: &Path) -> Result<Report> {
+fn in_guest(binary: &Path, guest: &Path, tier: u8) -> Result<Report> {
     let output = Command::new(binary)
         .args(["run", "--quiet", "--accel", "soft", "--memory", "128M"])
+        .args(["--soft-tier", &tier.to_string()])
         .args(["--serial", "stdio", "--debug-exit", "--kernel"])
         .arg(guest)
         .stdin(Stdio::null())

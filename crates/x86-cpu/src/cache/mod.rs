@@ -173,7 +173,7 @@ impl CodeCache {
         if let Some(jit) = &mut self.jit {
             jit.clear();
         }
-        cpu.code_generation += 1;
+        cpu.generations.end();
         self.stats.flushes += 1;
     }
 
@@ -183,7 +183,7 @@ impl CodeCache {
         if let Some(p) = self.pages.remove(&page) {
             self.recent = NOTHING_RECENT;
             self.stats.invalidations += 1;
-            cpu.code_generation += 1;
+            cpu.generations.end();
             for s in p.straddlers {
                 self.invalidate(cpu, s);
             }

@@ -71,6 +71,14 @@ impl Translator<'_> {
     /// Translates item `i`. `false` when the block has ended with it.
     pub(super) fn instruction(&mut self, i: usize) -> bool {
         let item = self.plan.items[i];
+        if let Some(v) = item.vector {
+            self.vector(i, &item, &v);
+            let next = self.plan.items.get(i + 1).and_then(|n| n.vector);
+            if v.is_vex() && !next.is_some_and(|n| n.is_vex()) {
+                self.after_vex();
+            }
+            return true;
+        }
         let (Some(shape), Some(raw)) = (item.shape, self.plan.raw(&item)) else {
             self.interpret(i);
             return true;
@@ -223,12 +231,31 @@ impl Translator<'_> {
     /// The host address of an access at the linear address in [`T0`]; keeps the
     /// flags that `item` needs, which [`Self::keep_flags`] has put away.
     fn reach(&mut self, i: usize, item: &Item, size: usize, write: bool) {
+        self.reach_aligned(i, item, size, write, 0);
+    }
+
+    /// As [`Self::reach`], for an address with no bit of `mask`.
+    pub(super) fn reach_aligned(
+        &mut self,
+        i: usize,
+        item: &Item,
+        size: usize,
+        write: bool,
+        mask: u8,
+    ) {
         let jump = self.check(size, write);
-        self.cold.push(Cold {
+        let cold = |jump| Cold {
             jump,
             item: i,
             resume: None,
-        });
+        };
+        self.cold.push(cold(jump));
+        if mask != 0 {
+            // test r10b, …
+            self.e.bytes(&[0x41, 0xf6, 0xc2, mask]);
+            let jump = self.e.branch(5);
+            self.cold.push(cold(jump));
+        }
         if item.live == 0 {
             self.arrive();
         } else {
@@ -244,16 +271,17 @@ impl Translator<'_> {
     }
 
     /// Puts the flags away if anything needs them as they are before `item`.
-    fn keep_flags(&mut self, item: &Item) {
+    pub(super) fn keep_flags(&mut self, item: &Item) {
         if item.live != 0 {
             self.e.save_flags(T1);
         }
     }
 
     /// The interpreted way joins here.
-    fn rejoin(&mut self) {
+    pub(super) fn rejoin(&mut self, i: usize) {
         let here = self.e.position();
-        if let Some(cold) = self.cold.last_mut() {
+        let mine = self.cold.iter_mut().rev().take_while(|c| c.item == i);
+        for cold in mine {
             cold.resume = Some(here);
         }
     }
@@ -322,7 +350,7 @@ impl Translator<'_> {
             self.put_back(reg_number, field);
         }
         if rm_number.is_none() {
-            self.rejoin();
+            self.rejoin(i);
         }
     }
 
@@ -385,7 +413,7 @@ impl Translator<'_> {
             self.e.bytes(&value.to_le_bytes());
         }
         self.e.offset(SP, SP, -8);
-        self.rejoin();
+        self.rejoin(i);
     }
 
     fn pop(&mut self, i: usize, item: &Item, raw: &Raw<'_>) {
@@ -399,7 +427,7 @@ impl Translator<'_> {
             self.e.offset(SP, SP, 8);
         }
         self.put_back(n, to);
-        self.rejoin();
+        self.rejoin(i);
     }
 
     fn leave(&mut self, i: usize, item: &Item) {
@@ -409,7 +437,7 @@ impl Translator<'_> {
         self.e.load(T1, mem(T0, 0));
         self.e.offset(SP, host::RBP, 8);
         self.e.load(host::RBP, Rm::Reg(T1));
-        self.rejoin();
+        self.rejoin(i);
     }
 
     /// Everything that lies out of line.

@@ -170,6 +170,34 @@ impl Emitter {
         }
     }
 
+    /// An instruction with a VEX prefix: `head` is map, prefix, W and L; `further`
+    /// the operand that the prefix names.
+    pub(super) fn vex(
+        &mut self,
+        head: (u8, u8, bool, bool),
+        further: u8,
+        opcode: u8,
+        reg: u8,
+        rm: Rm,
+    ) {
+        let (map, prefix, wide, long) = head;
+        let (x, b) = match rm {
+            Rm::Reg(r) => (0, r >> 3),
+            Rm::Mem(m) => (
+                m.index.map_or(0, |(r, _)| r >> 3),
+                m.base.map_or(0, |r| r >> 3),
+            ),
+        };
+        let extensions = (reg >> 3) << 7 | x << 6 | b << 5;
+        let rest = u8::from(wide) << 7 | (!further & 15) << 3 | u8::from(long) << 2 | prefix;
+        self.bytes(&[0xc4, !extensions & 0xe0 | map, rest, opcode]);
+        let field = (reg & 7) << 3;
+        match rm {
+            Rm::Reg(r) => self.code.push(0xc0 | field | r & 7),
+            Rm::Mem(m) => self.memory(field, m),
+        }
+    }
+
     /// `mov to, from`, 64 bits.
     pub(super) fn load(&mut self, to: u8, from: Rm) {
         self.modrm(Opcode::wide(LOAD), to, from);

@@ -72,5 +72,5 @@ impl Jumps {
 pub(super) fn stamp(cpu: &Cpu) -> u64 {
     const MODE_BITS: u32 = 20;
     const _: () = assert!(crate::state::mode::FLAT < 1 << MODE_BITS);
-    cpu.code_generation << MODE_BITS | u64::from(cpu.mode)
+    cpu.generation() << MODE_BITS | u64::from(cpu.mode)
 }

@@ -39,6 +39,7 @@ mod shape;
 mod stubs;
 #[cfg(test)]
 mod tests;
+mod vector;
 
 use alloc::vec::Vec;
 use core::sync::atomic::AtomicU32;

@@ -10,6 +10,7 @@ use super::{
     raw::Raw,
     registers::place,
     shape::{self, Kind, Shape, flag},
+    vector::{self, Vector},
 };
 use crate::{
     build,
@@ -28,6 +29,8 @@ pub(super) struct Item {
     pub(super) start: u16,
     /// How translated code executes it; `None` leaves it to the interpreter.
     pub(super) shape: Option<Shape>,
+    /// Or as a vector instruction.
+    pub(super) vector: Option<Vector>,
     /// Its bytes are copied: it names a byte register that no REX prefix allows.
     pub(super) copied: bool,
     /// What interprets it; null where that never happens.
@@ -91,6 +94,7 @@ impl Plan {
                 insn,
                 start: at as u16,
                 shape: None,
+                vector: None,
                 copied: false,
                 uop: core::ptr::null(),
                 live: flag::ALL,
@@ -136,6 +140,12 @@ impl Plan {
                 HighBytes::Impossible => {}
             }
         }
+        if item.shape.is_none() && !build::handles_integer(&item.insn) {
+            let plan = crate::vector::plan(cpu, &item.insn);
+            let at = usize::from(item.start) - self.start;
+            let bytes = &self.bytes[at..at + item.insn.len()];
+            item.vector = vector::of(&item.insn, bytes, &plan);
+        }
         let memory = item.insn.op_kinds().any(|k| k == OpKind::Memory);
         let stack = matches!(
             item.shape.map(|s| s.kind),
@@ -151,7 +161,8 @@ impl Plan {
             )
         );
         let plain = matches!(item.shape.map(|s| s.kind), Some(Kind::Lea | Kind::Nop));
-        if item.shape.is_none() || stack || memory && !plain {
+        let native = item.shape.is_some() || item.vector.is_some();
+        if !native || stack || memory && !plain {
             let left = self.items.len() - 1 - i;
             let start = usize::from(item.start);
             item.uop = build::single(cpu, cache, &item.insn, start, block.mode, left);
@@ -164,6 +175,7 @@ impl Plan {
         let mut live = flag::ALL;
         for item in self.items.iter_mut().rev() {
             live = match item.shape {
+                None if item.vector.is_some() && !(strict && !item.uop.is_null()) => live,
                 None => flag::ALL,
                 Some(_) if strict && !item.uop.is_null() => flag::ALL,
                 Some(s) => live & !s.kills | s.reads,

@@ -192,13 +192,17 @@ impl Cpu {
     pub fn flush_tlb(&mut self, keep_global: bool) {
         self.stats.tlb_flushes += 1;
         self.tlbs.flush(keep_global);
-        self.code_generation += 1;
+        if keep_global {
+            self.generations.end_local();
+        } else {
+            self.generations.end();
+        }
     }
 
     /// Flushes one page's translation.
     pub fn flush_tlb_page(&mut self, address: u64) {
         self.tlbs.flush_page(address);
-        self.code_generation += 1;
+        self.generations.end_page(address);
     }
 }
 

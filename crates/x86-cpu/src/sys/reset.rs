@@ -32,7 +32,7 @@ impl Cpu {
             request: Arc::new(AtomicU32::new(0)),
             window_wanted: false,
             mode: 0,
-            code_generation: 0,
+            generations: crate::generation::Generations::new(),
             retired: 0,
             rip: 0,
             rflags_system: 0,

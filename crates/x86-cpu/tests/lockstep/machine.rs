@@ -377,8 +377,12 @@ impl Machine {
             limit: 0x1ff,
         };
         cpu.rip = CODE;
-        for v in &mut cpu.vec {
-            v.0.fill(0x3f);
+        for (n, v) in cpu.vec.iter_mut().enumerate() {
+            v.0.fill(0);
+            let bytes = (registers.general[n & 15] | 1).to_le_bytes();
+            for (i, b) in v.0[..32].iter_mut().enumerate() {
+                *b = bytes[i & 7].wrapping_mul(i as u8 | 1);
+            }
         }
         cpu.set_rflags(registers.rflags);
         cpu.flush_tlb(false);

@@ -49,6 +49,14 @@ const TWO: &[u8] = &[
     0xbe, 0xbf, 0xc0, 0xc1, 0xc7, 0xc8, 0xcc, 0xcf, 0xef,
 ];
 
+/// Opcodes of vector instructions behind 0F.
+const VECTOR: &[u8] = &[
+    0x10, 0x11, 0x12, 0x13, 0x14, 0x16, 0x17, 0x28, 0x29, 0x50, 0x54, 0x57, 0x60, 0x61, 0x62, 0x66,
+    0x67, 0x6c, 0x6d, 0x6e, 0x6e, 0x6f, 0x6f, 0x70, 0x71, 0x72, 0x73, 0x74, 0x75, 0x77, 0x7e, 0x7e,
+    0x7f, 0x7f, 0xc6, 0xd1, 0xd2, 0xd4, 0xd5, 0xd6, 0xd7, 0xd8, 0xda, 0xdb, 0xdf, 0xe0, 0xe3, 0xe5,
+    0xe7, 0xe8, 0xeb, 0xef, 0xf1, 0xf2, 0xf3, 0xf4, 0xf6, 0xf8, 0xfb, 0xfe,
+];
+
 /// One instruction that goes on behind itself.
 fn instruction(rng: &mut Rng) -> Vec<u8> {
     loop {
@@ -68,7 +76,32 @@ fn instruction(rng: &mut Rng) -> Vec<u8> {
         if !rng.one_in(3) {
             b.push(0x40 | rng.below(16) as u8);
         }
+        let vector = rng.one_in(6);
+        if vector {
+            b.clear();
+            let opcode = rng.pick(VECTOR);
+            match rng.below(4) {
+                0 => b.extend([0x66, 0x40 | rng.below(16) as u8, 0x0f, opcode]),
+                1 => {
+                    b.extend(rng.pick(&[None, Some(0x66), Some(0xf3), Some(0xf2)]));
+                    b.extend([0x0f, opcode]);
+                }
+                2 => b.extend([0xc5, rng.next() as u8, opcode]),
+                _ => {
+                    let map = if rng.one_in(6) { 2 } else { 1 };
+                    let opcode = if map == 2 {
+                        rng.pick(&[0, 0x58, 0x59, 0x78, 0x79, 0x17])
+                    } else {
+                        opcode
+                    };
+                    let registers = rng.next() as u8 & 0xe0;
+                    let w = if rng.one_in(3) { 0x80 } else { 0 };
+                    b.extend([0xc4, registers | map, w | rng.next() as u8 & 0x7f, opcode]);
+                }
+            }
+        }
         match rng.below(5) {
+            _ if vector => {}
             0 => b.push((rng.below(8) << 3 | rng.below(6)) as u8),
             1..=2 => b.push(rng.pick(ONE)),
             _ => b.extend([0x0f, rng.pick(TWO)]),
