@@ -174,10 +174,11 @@ impl Plan {
     fn find_live(&mut self, strict: bool) {
         let mut live = flag::ALL;
         for item in self.items.iter_mut().rev() {
+            let exact = strict && !item.uop.is_null();
             live = match item.shape {
-                None if item.vector.is_some() && !(strict && !item.uop.is_null()) => live,
+                _ if exact => flag::ALL,
+                None if item.vector.is_some() => live,
                 None => flag::ALL,
-                Some(_) if strict && !item.uop.is_null() => flag::ALL,
                 Some(s) => live & !s.kills | s.reads,
             };
             item.live = live;
