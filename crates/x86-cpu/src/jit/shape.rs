@@ -213,7 +213,8 @@ fn one(raw: &Raw<'_>) -> Option<Shape> {
         }
         0x50..=0x57 => Shape::new(Kind::Push),
         0x58..=0x5f => Shape::new(Kind::Pop),
-        0x63 => modrm(Write, Read),
+        // With 16 bits, processors differ in how much memory it reads.
+        0x63 if raw.wide() || !raw.operand16 => modrm(Write, Read),
         0x68 | 0x6a => Shape::new(Kind::PushImmediate),
         // The other flags are undefined: who knows what becomes of them.
         0x69 | 0x6b => modrm(Write, Read),
