@@ -45,7 +45,7 @@ impl Rate {
 /// What is limited. Both hold at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes read, written and zeroed.
+    /// Bytes read and written; discarding and zeroing count as operations only.
     pub bytes: Option<Rate>,
     /// Operations of any kind but flushes.
     pub operations: Option<Rate>,

@@ -17,6 +17,13 @@ const ENGINE: f64 = 0.90;
 /// The least part of raw's rate that qcow2 must reach.
 const QCOW2: f64 = 0.85;
 
+/// Where Debian's packages have shared libraries.
+const LIBRARIES: [&str; 3] = [
+    "usr/lib/x86_64-linux-gnu",
+    "usr/lib/x86_64-linux-gnu/ceph",
+    "lib/x86_64-linux-gnu",
+];
+
 /// How to measure.
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -247,9 +254,7 @@ fn fio() -> Result<Fio> {
     let folders = packages
         .iter()
         .filter(|package| !package.root.join("lib64").exists())
-        .flat_map(|package| {
-            ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].map(|f| package.root.join(f))
-        })
+        .flat_map(|package| LIBRARIES.map(|f| package.root.join(f)))
         .filter(|folder| folder.is_dir())
         .map(|folder| folder.display().to_string());
     Ok(Fio {

@@ -1,4 +1,4 @@
-//! The executor of an I/O thread: tasks that never leave the thread, timers, and one [`Engine`] for calls to the host.
+//! The executor of an I/O thread: tasks that never leave the thread, timers, and one engine for calls to the host.
 //!
 //! All tasks that can run are run, and then the engine is entered once, which submits what they asked for and waits if
 //! nothing can run. So the number of system calls goes down as the load goes up.

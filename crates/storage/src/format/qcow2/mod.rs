@@ -6,10 +6,10 @@
 //!
 //! The format has no journal, so order is everything:
 //!
-//! 1. A cluster's refcount is raised, and that is durable, before the cluster is used for anything ([`refcount`]).
+//! 1. A cluster's refcount is raised, and that is durable, before the cluster is used for anything (`refcount`).
 //! 2. A write that needs a cluster writes the guest's data and what surrounds it, and then notes the cluster in the L2
 //!    table in memory.
-//! 3. A flush ([`flush`]) first makes data and new tables durable, then writes L2 and L1 entries as they were when it
+//! 3. A flush (`flush`) first makes data and new tables durable, then writes L2 and L1 entries as they were when it
 //!    began, and makes them durable.
 //! 4. Only then are clusters free that these entries do not point to any more: their space is given back, and their
 //!    refcounts go down.
