@@ -342,7 +342,7 @@ pub(crate) fn check_kept(name: &str, device: &dyn Device, fresh: &mut dyn Device
     let record = device.save().unwrap();
     let mut bytes = Vec::new();
     record.encode(&mut bytes);
-    if std::env::var_os("CAISSON_KEEP").is_some() {
+    if std::env::var_os("CAISSON_WRITE_GOLDEN").is_some() {
         std::fs::write(&path, &bytes).unwrap();
     }
     let kept = std::fs::read(&path).unwrap();
