@@ -295,6 +295,9 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Inner {
     fn finish(&self, outcome: Result<Outcome, String>) {
+        for console in [&self.com1, &self.debugcon, &self.hvc0] {
+            console.close(format!("{outcome:?}"));
+        }
         lock(&self.outcome).get_or_insert(outcome);
         self.ended.notify_all();
         // Outside of the lock: it may tell the test, which may ask.

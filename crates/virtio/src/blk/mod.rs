@@ -1,6 +1,7 @@
 //! The block device (§5.2): a disk in front of a [`BlockBackend`].
 //!
-//! A request takes one [`Operation`]; the backend reads and writes guest memory itself. Requests of all queues are
+//! A request takes one [`Operation`](caisson_block::Operation); the
+//! backend reads and writes guest memory itself. Requests of all queues are
 //! completed in the order in which the backend answers. A disk that grows or shrinks tells the driver by a change of
 //! configuration.
 //!

@@ -1,6 +1,6 @@
 //! The console device (§5.3): one port, a size that may change, and output in an emergency.
 //!
-//! Output goes to a [`ByteSink`], which may be full: then the buffer stays where it is until [`Console::output_ready`].
+//! Output goes to a [`ByteSink`], which may be full: then the buffer stays where it is until the sink has room.
 //! Input comes through [`Console::receive`] and waits in the device, at most [`INPUT`] bytes, until the driver gives it
 //! buffers.
 //!

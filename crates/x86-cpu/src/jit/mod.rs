@@ -1,7 +1,7 @@
 //! The native tier: guest blocks as host code.
 //!
 //! Guest and host are the same architecture, so most instructions are copied,
-//! with their registers renamed where the engine needs one ([`registers`]) and
+//! with their registers renamed where the engine needs one (`registers`) and
 //! their memory operand replaced by a host address that an inlined TLB check
 //! gives. The guest's arithmetic flags are the host's; where something clobbers
 //! them that somebody may still look at, they are put away. The scheme:
@@ -10,13 +10,13 @@
 //!   enough. Both have the same keys, links, TLB and invalidation: a block that
 //!   is forgotten takes its code with it. Code names no linear address, so that
 //!   all mappings of a page share it.
-//! - [`shape`] is an allow-list of encodings. Whatever is not on it, and
+//! - `shape` is an allow-list of encodings. Whatever is not on it, and
 //!   whatever misses the TLB, is one micro-operation of the other tier, called
 //!   through a gate that stores all registers. So device registers, faults,
 //!   page-crossing operands and stores to code are exact without code of their
 //!   own, and no instruction is copied only because the host has it.
 //! - Branches within a page go straight to the code of their target; others look
-//!   it up in a cache ([`jumps`]) whose entries hold as long as nothing changed
+//!   it up in a cache (`jumps`) whose entries hold as long as nothing changed
 //!   that could make the address mean other code.
 //! - Whoever wants the vCPU's attention sets a bit that loops within a page
 //!   check where they close, and everything else where it leaves the page.
