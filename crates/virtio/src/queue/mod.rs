@@ -5,6 +5,7 @@
 //! ([`Queue::flush`]). Rings are in guest memory, which the driver may change at any time: every value is read once and
 //! checked, and work per buffer is bounded.
 
+mod access;
 mod chain;
 mod packed;
 mod reorder;

@@ -2,11 +2,12 @@
 
 use core::sync::atomic::{Ordering, fence};
 
-use caisson_memory::{Gpa, MemoryError, MemoryView};
+use caisson_memory::Gpa;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Chain, MAX_SEGMENTS, RingFeatures, RingPlace,
+    Chain, MAX_SEGMENTS,
+    access::RingAccess,
     split::{DESCRIPTOR, Descriptor, INDIRECT, NEXT, WRITE},
 };
 use crate::Fault;
@@ -83,38 +84,19 @@ impl Packed {
 
 /// A packed ring at work.
 pub(super) struct PackedRing<'a> {
-    pub(super) memory: &'a MemoryView,
-    pub(super) place: &'a RingPlace,
-    pub(super) features: RingFeatures,
-    pub(super) queue: u16,
+    pub(super) ring: RingAccess<'a>,
     pub(super) state: &'a mut Packed,
 }
 
 impl PackedRing<'_> {
-    fn fault(&self, error: MemoryError) -> Fault {
-        let queue = self.queue;
-        Fault::Memory { queue, error }
-    }
-
-    fn load(&self, gpa: u64) -> Result<u16, Fault> {
-        let value = self.memory.load_u16(Gpa(gpa), Ordering::Acquire);
-        value.map(u16::from_le).map_err(|error| self.fault(error))
-    }
-
-    fn store(&self, gpa: u64, value: u16) -> Result<(), Fault> {
-        self.memory
-            .store_u16(Gpa(gpa), value.to_le(), Ordering::Release)
-            .map_err(|error| self.fault(error))
-    }
-
     fn descriptor(&self, slot: u16) -> u64 {
-        self.place.descriptors + DESCRIPTOR * u64::from(slot)
+        self.ring.place.descriptors + DESCRIPTOR * u64::from(slot)
     }
 
     /// Whether the driver has made the next entry available.
     fn is_available(&self) -> Result<bool, Fault> {
         let Position { slot, wrap } = self.state.next_available;
-        let flags = self.load(self.descriptor(slot) + 14)?;
+        let flags = self.ring.load(self.descriptor(slot) + 14)?;
         Ok((flags & AVAILABLE != 0) == wrap && (flags & USED != 0) != wrap)
     }
 
@@ -128,28 +110,28 @@ impl PackedRing<'_> {
         }
         self.refuse_notifications()?;
         self.gather(chain)?;
-        let size = self.place.size;
+        let size = self.ring.place.size;
         self.state.next_available = self.state.next_available.advance(chain.slots, size);
         Ok(true)
     }
 
     fn gather(&self, chain: &mut Chain) -> Result<(), Fault> {
-        let queue = self.queue;
+        let queue = self.ring.queue;
         chain.begin(0);
         let mut at = self.state.next_available;
         let mut slots = 0;
         loop {
-            if slots == self.place.size {
+            if slots == self.ring.place.size {
                 return Err(Fault::ChainTooLong { queue });
             }
             slots += 1;
-            let descriptor = Descriptor::read(self.memory, self.descriptor(at.slot))
-                .map_err(|error| self.fault(error))?;
+            let descriptor = Descriptor::read(self.ring.memory, self.descriptor(at.slot))
+                .map_err(|error| self.ring.fault(error))?;
             let flags = descriptor.word1;
             // The last descriptor of the buffer has its ID.
             chain.id = descriptor.word0;
             if flags & INDIRECT != 0 {
-                if !self.features.indirect || flags & NEXT != 0 {
+                if !self.ring.features.indirect || flags & NEXT != 0 {
                     return Err(Fault::Indirect { queue });
                 }
                 self.gather_indirect(descriptor.gpa, descriptor.len, usize::from(slots), chain)?;
@@ -162,7 +144,7 @@ impl PackedRing<'_> {
                 chain.slots = slots;
                 return Ok(());
             }
-            at = at.advance(1, self.place.size);
+            at = at.advance(1, self.ring.place.size);
         }
     }
 
@@ -174,20 +156,20 @@ impl PackedRing<'_> {
         before: usize,
         chain: &mut Chain,
     ) -> Result<(), Fault> {
-        let queue = self.queue;
+        let queue = self.ring.queue;
         let len = u64::from(len);
         let end = table.checked_add(len);
         if len == 0 || !len.is_multiple_of(DESCRIPTOR) || end.is_none() {
             return Err(Fault::Indirect { queue });
         }
         let entries = len / DESCRIPTOR;
-        let most = MAX_SEGMENTS.max(usize::from(self.place.size));
+        let most = MAX_SEGMENTS.max(usize::from(self.ring.place.size));
         if entries > most.saturating_sub(before - 1) as u64 {
             return Err(Fault::ChainTooLong { queue });
         }
         for entry in 0..entries {
-            let descriptor = Descriptor::read(self.memory, table + entry * DESCRIPTOR)
-                .map_err(|error| self.fault(error))?;
+            let descriptor = Descriptor::read(self.ring.memory, table + entry * DESCRIPTOR)
+                .map_err(|error| self.ring.fault(error))?;
             if descriptor.word1 & INDIRECT != 0 {
                 return Err(Fault::Indirect { queue });
             }
@@ -209,15 +191,16 @@ impl PackedRing<'_> {
         let mut body = [0; 6];
         body[..4].copy_from_slice(&written.to_le_bytes());
         body[4..].copy_from_slice(&id.to_le_bytes());
-        self.memory
+        self.ring
+            .memory
             .write(Gpa(at + 8), &body)
-            .map_err(|error| self.fault(error))?;
+            .map_err(|error| self.ring.fault(error))?;
         let mut flags = if wrap { AVAILABLE | USED } else { 0 };
         if written > 0 {
             flags |= WRITE;
         }
-        self.store(at + 14, flags)?;
-        self.state.next_used = self.state.next_used.advance(slots, self.place.size);
+        self.ring.store(at + 14, flags)?;
+        self.state.next_used = self.state.next_used.advance(slots, self.ring.place.size);
         self.state.untold = self.state.untold.saturating_add(slots);
         Ok(())
     }
@@ -229,15 +212,15 @@ impl PackedRing<'_> {
             return Ok(false);
         }
         fence(Ordering::SeqCst);
-        let flags = self.load(self.place.driver + 2)? & 0b11;
-        if flags != AT_DESCRIPTOR || !self.features.event_idx {
+        let flags = self.ring.load(self.ring.place.driver + 2)? & 0b11;
+        if flags != AT_DESCRIPTOR || !self.ring.features.event_idx {
             return Ok(flags != DISABLE);
         }
-        let event = self.load(self.place.driver)?;
+        let event = self.ring.load(self.ring.place.driver)?;
         let now = self.state.next_used;
         let mut slot = event & !WRAP;
         if (event & WRAP != 0) != now.wrap {
-            slot = slot.wrapping_sub(self.place.size);
+            slot = slot.wrapping_sub(self.ring.place.size);
         }
         Ok(now.slot.wrapping_sub(slot).wrapping_sub(1) < new)
     }
@@ -245,12 +228,12 @@ impl PackedRing<'_> {
     fn ask_for_notification(&mut self) -> Result<(), Fault> {
         let at = self.state.next_available.word();
         if self.state.notify_at != Some(at) {
-            let area = self.place.device;
-            if self.features.event_idx {
-                self.store(area, at)?;
-                self.store(area + 2, AT_DESCRIPTOR)?;
+            let area = self.ring.place.device;
+            if self.ring.features.event_idx {
+                self.ring.store(area, at)?;
+                self.ring.store(area + 2, AT_DESCRIPTOR)?;
             } else if self.state.notify_at.is_none() {
-                self.store(area + 2, ENABLE)?;
+                self.ring.store(area + 2, ENABLE)?;
             }
             self.state.notify_at = Some(at);
         }
@@ -259,8 +242,8 @@ impl PackedRing<'_> {
     }
 
     fn refuse_notifications(&mut self) -> Result<(), Fault> {
-        if !self.features.event_idx && self.state.notify_at.take().is_some() {
-            self.store(self.place.device + 2, DISABLE)?;
+        if !self.ring.features.event_idx && self.state.notify_at.take().is_some() {
+            self.ring.store(self.ring.place.device + 2, DISABLE)?;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Chain, MAX_SIZE,
+    access::RingAccess,
     packed::{Packed, PackedRing},
     reorder::Reorder,
     split::{Split, SplitRing},
@@ -113,33 +114,16 @@ impl Queue {
     /// # Errors
     /// A ring or a chain that breaks a rule.
     pub fn pop(&mut self, memory: &MemoryView, chain: &mut Chain) -> Result<bool, Fault> {
-        let QueueState {
-            place, features, ..
-        } = self.state;
-        let queue = self.index;
+        let ring = self.access(memory);
         let popped = match &mut self.state.format {
-            Format::Split(state) => SplitRing {
-                memory,
-                place: &place,
-                features,
-                queue,
-                state,
-            }
-            .pop(chain),
-            Format::Packed(state) => PackedRing {
-                memory,
-                place: &place,
-                features,
-                queue,
-                state,
-            }
-            .pop(chain),
+            Format::Split(state) => SplitRing { ring, state }.pop(chain),
+            Format::Packed(state) => PackedRing { ring, state }.pop(chain),
         };
         if !popped? {
             return Ok(false);
         }
-        if self.state.in_flight >= place.size {
-            return Err(Fault::TooManyAvailable { queue });
+        if self.state.in_flight >= ring.place.size {
+            return Err(Fault::TooManyAvailable { queue: ring.queue });
         }
         self.state.in_flight += 1;
         if let Some(reorder) = &mut self.state.reorder {
@@ -170,6 +154,16 @@ impl Queue {
         Ok(())
     }
 
+    /// The ring in `memory`.
+    fn access<'a>(&self, memory: &'a MemoryView) -> RingAccess<'a> {
+        RingAccess {
+            memory,
+            place: self.state.place,
+            features: self.state.features,
+            queue: self.index,
+        }
+    }
+
     fn give(
         &mut self,
         memory: &MemoryView,
@@ -177,27 +171,10 @@ impl Queue {
         slots: u16,
         written: u32,
     ) -> Result<(), Fault> {
-        let QueueState {
-            place, features, ..
-        } = self.state;
-        let queue = self.index;
+        let ring = self.access(memory);
         match &mut self.state.format {
-            Format::Split(state) => SplitRing {
-                memory,
-                place: &place,
-                features,
-                queue,
-                state,
-            }
-            .give(id, written),
-            Format::Packed(state) => PackedRing {
-                memory,
-                place: &place,
-                features,
-                queue,
-                state,
-            }
-            .give(id, slots, written),
+            Format::Split(state) => SplitRing { ring, state }.give(id, written),
+            Format::Packed(state) => PackedRing { ring, state }.give(id, slots, written),
         }
     }
 
@@ -206,27 +183,10 @@ impl Queue {
     /// # Errors
     /// A ring that is not in memory.
     pub fn flush(&mut self, memory: &MemoryView) -> Result<bool, Fault> {
-        let QueueState {
-            place, features, ..
-        } = self.state;
-        let queue = self.index;
+        let ring = self.access(memory);
         match &mut self.state.format {
-            Format::Split(state) => SplitRing {
-                memory,
-                place: &place,
-                features,
-                queue,
-                state,
-            }
-            .flush(),
-            Format::Packed(state) => PackedRing {
-                memory,
-                place: &place,
-                features,
-                queue,
-                state,
-            }
-            .flush(),
+            Format::Split(state) => SplitRing { ring, state }.flush(),
+            Format::Packed(state) => PackedRing { ring, state }.flush(),
         }
     }
 

@@ -5,7 +5,7 @@ use core::sync::atomic::{Ordering, fence};
 use caisson_memory::{Gpa, MemoryError, MemoryView};
 use serde::{Deserialize, Serialize};
 
-use super::{Chain, MAX_SEGMENTS, RingFeatures, RingPlace};
+use super::{Chain, MAX_SEGMENTS, access::RingAccess};
 use crate::Fault;
 
 pub(super) const NEXT: u16 = 1;
@@ -75,51 +75,32 @@ pub(super) struct Split {
 
 /// A split ring at work.
 pub(super) struct SplitRing<'a> {
-    pub(super) memory: &'a MemoryView,
-    pub(super) place: &'a RingPlace,
-    pub(super) features: RingFeatures,
-    pub(super) queue: u16,
+    pub(super) ring: RingAccess<'a>,
     pub(super) state: &'a mut Split,
 }
 
 impl SplitRing<'_> {
-    fn fault(&self, error: MemoryError) -> Fault {
-        let queue = self.queue;
-        Fault::Memory { queue, error }
-    }
-
-    fn load(&self, gpa: u64) -> Result<u16, Fault> {
-        let value = self.memory.load_u16(Gpa(gpa), Ordering::Acquire);
-        value.map(u16::from_le).map_err(|error| self.fault(error))
-    }
-
-    fn store(&self, gpa: u64, value: u16) -> Result<(), Fault> {
-        self.memory
-            .store_u16(Gpa(gpa), value.to_le(), Ordering::Release)
-            .map_err(|error| self.fault(error))
-    }
-
     fn size(&self) -> u64 {
-        u64::from(self.place.size)
+        u64::from(self.ring.place.size)
     }
 
     /// Takes the next buffer into `chain`; `false` if there is none, and the driver will notify then.
     pub(super) fn pop(&mut self, chain: &mut Chain) -> Result<bool, Fault> {
-        let mut available = self.load(self.place.driver + 2)?;
+        let mut available = self.ring.load(self.ring.place.driver + 2)?;
         if available == self.state.next_available {
             self.ask_for_notification()?;
-            available = self.load(self.place.driver + 2)?;
+            available = self.ring.load(self.ring.place.driver + 2)?;
             if available == self.state.next_available {
                 return Ok(false);
             }
         }
-        let queue = self.queue;
-        if available.wrapping_sub(self.state.next_available) > self.place.size {
+        let queue = self.ring.queue;
+        if available.wrapping_sub(self.state.next_available) > self.ring.place.size {
             return Err(Fault::TooManyAvailable { queue });
         }
         self.refuse_notifications()?;
         let slot = u64::from(self.state.next_available) % self.size();
-        let head = self.load(self.place.driver + 4 + 2 * slot)?;
+        let head = self.ring.load(self.ring.place.driver + 4 + 2 * slot)?;
         self.gather(head, chain)?;
         self.state.next_available = self.state.next_available.wrapping_add(1);
         Ok(true)
@@ -127,14 +108,14 @@ impl SplitRing<'_> {
 
     /// Follows the chain of descriptors that begins at `head`.
     fn gather(&self, head: u16, chain: &mut Chain) -> Result<(), Fault> {
-        let queue = self.queue;
+        let queue = self.ring.queue;
         chain.begin(head);
-        let mut table = (self.place.descriptors, self.size());
+        let mut table = (self.ring.place.descriptors, self.size());
         let mut indirect = false;
         let mut index = head;
-        let mut left = MAX_SEGMENTS.max(usize::from(self.place.size));
+        let mut left = MAX_SEGMENTS.max(usize::from(self.ring.place.size));
         // A chain within the ring's own table is never longer than the table.
-        let mut direct = self.place.size;
+        let mut direct = self.ring.place.size;
         loop {
             if u64::from(index) >= table.1 {
                 return Err(Fault::DescriptorIndex { queue, index });
@@ -146,11 +127,11 @@ impl SplitRing<'_> {
             let at = table.0.checked_add(u64::from(index) * DESCRIPTOR);
             let at = at.ok_or(Fault::Indirect { queue })?;
             let descriptor =
-                Descriptor::read(self.memory, at).map_err(|error| self.fault(error))?;
+                Descriptor::read(self.ring.memory, at).map_err(|error| self.ring.fault(error))?;
             let flags = descriptor.word0;
             if flags & INDIRECT != 0 {
                 let len = u64::from(descriptor.len);
-                let misplaced = indirect || !self.features.indirect || flags & NEXT != 0;
+                let misplaced = indirect || !self.ring.features.indirect || flags & NEXT != 0;
                 // No index reaches further than 16 bits.
                 let length = (DESCRIPTOR..=DESCRIPTOR * u64::from(u16::MAX)).contains(&len);
                 if misplaced || !length || !len.is_multiple_of(DESCRIPTOR) {
@@ -178,9 +159,10 @@ impl SplitRing<'_> {
         let mut element = [0; 8];
         element[..4].copy_from_slice(&u32::from(id).to_le_bytes());
         element[4..].copy_from_slice(&written.to_le_bytes());
-        self.memory
-            .write(Gpa(self.place.device + 4 + 8 * slot), &element)
-            .map_err(|error| self.fault(error))?;
+        self.ring
+            .memory
+            .write(Gpa(self.ring.place.device + 4 + 8 * slot), &element)
+            .map_err(|error| self.ring.fault(error))?;
         self.state.next_used = self.state.next_used.wrapping_add(1);
         self.state.untold = self.state.untold.saturating_add(1);
         Ok(())
@@ -193,14 +175,16 @@ impl SplitRing<'_> {
             return Ok(false);
         }
         let index = self.state.next_used;
-        self.store(self.place.device + 2, index)?;
+        self.ring.store(self.ring.place.device + 2, index)?;
         // The driver writes its wish before it reads our index; we do it the other way round.
         fence(Ordering::SeqCst);
-        if self.features.event_idx {
-            let event = self.load(self.place.driver + 4 + 2 * self.size())?;
+        if self.ring.features.event_idx {
+            let event = self
+                .ring
+                .load(self.ring.place.driver + 4 + 2 * self.size())?;
             Ok(index.wrapping_sub(event).wrapping_sub(1) < new)
         } else {
-            Ok(self.load(self.place.driver)? & NO_INTERRUPT == 0)
+            Ok(self.ring.load(self.ring.place.driver)? & NO_INTERRUPT == 0)
         }
     }
 
@@ -208,11 +192,11 @@ impl SplitRing<'_> {
     fn ask_for_notification(&mut self) -> Result<(), Fault> {
         let at = self.state.next_available;
         if self.state.notify_at != Some(at) {
-            if self.features.event_idx {
-                let event = self.place.device + 4 + 8 * self.size();
-                self.store(event, at)?;
+            if self.ring.features.event_idx {
+                let event = self.ring.place.device + 4 + 8 * self.size();
+                self.ring.store(event, at)?;
             } else if self.state.notify_at.is_none() {
-                self.store(self.place.device, 0)?;
+                self.ring.store(self.ring.place.device, 0)?;
             }
             self.state.notify_at = Some(at);
         }
@@ -222,8 +206,8 @@ impl SplitRing<'_> {
 
     /// Says that notifications are not needed for now. With event indices silence says it.
     fn refuse_notifications(&mut self) -> Result<(), Fault> {
-        if !self.features.event_idx && self.state.notify_at.take().is_some() {
-            self.store(self.place.device, NO_NOTIFY)?;
+        if !self.ring.features.event_idx && self.state.notify_at.take().is_some() {
+            self.ring.store(self.ring.place.device, NO_NOTIFY)?;
         }
         Ok(())
     }
