@@ -25,6 +25,9 @@ const TIME: Duration = Duration::from_millis(1500);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the slowest backend may take to a first sign of life, and to a round.
 const SLOW: Duration = Duration::from_secs(60);
+/// A guest that executes whatever it finds may halt for good, loop, or send itself INIT. One that is
+/// silent for so long is reset, as a user would do.
+const SILENCE: Duration = Duration::from_secs(20);
 /// How much the process may grow for a vCPU: the software CPU keeps up to 64 MiB of decoded code for
 /// each, which a guest that jumps about fills in seconds.
 const GROWTH_KIB: u64 = 80 << 10;
@@ -89,6 +92,7 @@ fn endure(
     let until = Instant::now() + TIME;
     let mut most = 0;
     let mut rounds = 0;
+    let (mut signs, mut last_sign) = (0, Instant::now());
     while Instant::now() < until || (rounds < 3 || seen(&console, abuse) < abuse.times) {
         match answered.recv_timeout(PATIENCE) {
             Ok(Ok(())) => rounds += 1,
@@ -105,9 +109,15 @@ fn endure(
         }
         most = most.max(resident_kib()?);
         ensure!(
-            Instant::now() < until + SLOW,
+            Instant::now() < until + 3 * SLOW,
             "the guest does not go on: {console}"
         );
+        if signs != seen(&console, abuse) {
+            (signs, last_sign) = (seen(&console, abuse), Instant::now());
+        } else if abuse.times > signs && last_sign.elapsed() > SILENCE {
+            machine.reset()?;
+            last_sign = Instant::now();
+        }
     }
     drop(answered);
     machine.stop();
