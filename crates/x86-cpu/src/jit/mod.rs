@@ -240,6 +240,7 @@ impl Jit {
             exits: Vec::new(),
             links: [0; 2],
             links_saved: [false; 2],
+            flags: Flags::Host,
         };
         if t.live() != 0 {
             t.e.restore_flags(registers::T1);
@@ -251,7 +252,7 @@ impl Jit {
             open = t.instruction(i);
         }
         if open {
-            t.edge(0, Flags::Host);
+            t.edge(0, t.flags);
         }
         t.finish();
         let (links, links_saved) = (t.links, t.links_saved);

@@ -4,7 +4,7 @@
 use alloc::vec::Vec;
 use core::mem::MaybeUninit;
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register, RflagsBits};
 
 use super::{
     raw::Raw,
@@ -20,6 +20,14 @@ use crate::{
     state::Cpu,
     uop::Uop,
 };
+
+/// The decoder's names of the arithmetic flags.
+const ARITHMETIC: u32 = RflagsBits::CF
+    | RflagsBits::PF
+    | RflagsBits::AF
+    | RflagsBits::ZF
+    | RflagsBits::SF
+    | RflagsBits::OF;
 
 /// One instruction.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +45,10 @@ pub(super) struct Item {
     pub(super) uop: *const Uop,
     /// Flags that must be right before it.
     pub(super) live: u16,
+    /// Looks at arithmetic flags.
+    pub(super) reads_flags: bool,
+    /// May change arithmetic flags.
+    pub(super) writes_flags: bool,
 }
 
 /// A block's instructions.
@@ -98,6 +110,8 @@ impl Plan {
                 copied: false,
                 uop: core::ptr::null(),
                 live: flag::ALL,
+                reads_flags: insn.rflags_read() & ARITHMETIC != 0,
+                writes_flags: insn.rflags_modified() & ARITHMETIC != 0,
             });
             at += insn.len();
         }
