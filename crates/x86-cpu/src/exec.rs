@@ -106,7 +106,7 @@ fn chain<const NATIVE: bool>(cpu: &mut Cpu, cache: &mut CodeCache) -> Option<Sto
     loop {
         let code;
         if NATIVE {
-            (block, code) = jit::run(cpu, cache, block, |cpu| run_block(cpu, block));
+            (block, code) = jit::run(cpu, cache, block, run_block);
         } else {
             code = run_block(cpu, block);
         }

@@ -125,6 +125,7 @@ impl Translator<'_> {
             Kind::Push | Kind::PushImmediate => self.push(i, item, &raw, shape.kind),
             Kind::Pop => self.pop(i, item, &raw),
             Kind::Leave => self.leave(i, item),
+            Kind::Divide(signed) => self.divide(i, item, &raw, signed),
             _ => {
                 self.flow(i, item, &raw, shape.kind);
                 return false;
@@ -148,6 +149,19 @@ impl Translator<'_> {
         };
         self.e.call_to(gate);
         self.flags = Flags::Both;
+    }
+
+    /// Sees, where the block begins, that the host's unit has the guest's MXCSR.
+    pub(super) fn load_mxcsr(&mut self) {
+        if self.live() != 0 {
+            self.e.save_flags(T1);
+        }
+        self.flags = Flags::Saved;
+        self.e.arithmetic(false, 7, cpu(at::MXCSR_LIVE), 0);
+        let loaded = self.e.branch(5);
+        self.name_block();
+        self.e.call_to(self.stubs.load_mxcsr);
+        self.e.bind(loaded);
     }
 
     /// Says which block may be left, by way of [`T0`].
@@ -457,6 +471,59 @@ impl Translator<'_> {
         self.e.load(T1, mem(T0, 0));
         self.e.offset(SP, host::RBP, 8);
         self.e.load(host::RBP, Rm::Reg(T1));
+        self.rejoin(i);
+    }
+
+    /// A division that cannot overflow, as far as that is seen quickly; the others
+    /// are the interpreter's.
+    fn divide(&mut self, i: usize, item: &Item, raw: &Raw<'_>, signed: bool) {
+        let wide = raw.wide();
+        let op = |bytes| Opcode {
+            wide,
+            ..Opcode::narrow(bytes)
+        };
+        self.keep_flags(item);
+        match raw.rm() {
+            Some(n) => match place(n) {
+                Some(r) => self.e.load(T0, Rm::Reg(r)),
+                None => self.e.load(T0, cpu(at::register(n))),
+            },
+            None => {
+                self.address(&item.insn);
+                self.reach(i, item, if wide { 8 } else { 4 }, false);
+                self.e.modrm(op(&[0x8b]), T0, mem(T0, 0));
+            }
+        }
+        let cold = |jump| Cold {
+            jump,
+            item: i,
+            resume: None,
+        };
+        if signed {
+            // The upper half is the sign, and the divisor neither 0 nor -1.
+            let next = Mem {
+                base: Some(T0),
+                index: None,
+                disp: 1,
+            };
+            self.e.lea(T1, next, wide);
+            self.e.arithmetic(wide, 7, Rm::Reg(T1), 1);
+            let jump = self.e.branch(6);
+            self.cold.push(cold(jump));
+            self.e.modrm(op(&[0x8b]), T1, Rm::Reg(host::RAX));
+            // sar r11, 63
+            self.e.modrm(op(&[0xc1]), 7, Rm::Reg(T1));
+            self.e.bytes(&[if wide { 63 } else { 31 }]);
+            self.e.modrm(op(&[0x3b]), T1, Rm::Reg(host::RDX));
+            let jump = self.e.branch(5);
+            self.cold.push(cold(jump));
+        } else {
+            // The upper half is less than the divisor.
+            self.e.modrm(op(&[0x3b]), host::RDX, Rm::Reg(T0));
+            let jump = self.e.branch(3);
+            self.cold.push(cold(jump));
+        }
+        self.e.modrm(op(&[0xf7]), 6 + u8::from(signed), Rm::Reg(T0));
         self.rejoin(i);
     }
 

@@ -50,7 +50,7 @@ use self::{
     emit::Emitter,
     jumps::{Entry, Jumps, stamp},
     memory::Placed,
-    plan::Plan,
+    plan::{Item, Plan},
     stubs::Stubs,
 };
 use crate::{
@@ -73,9 +73,18 @@ pub struct Frame {
     interpret: unsafe extern "sysv64" fn(*mut Cpu, *const Uop) -> u32,
     /// Where an indirect call goes.
     target: *const u8,
-    /// The block that was left by [`Next::FALL`] or [`Next::TAKEN`].
+    /// The block that was left by [`Next::FALL`] or [`Next::TAKEN`], or is not for
+    /// translated code now ([`INTERPRET`]).
     block: *const Block,
+    /// The host's unit has the guest's MXCSR, which masks all exceptions.
+    mxcsr_live: u32,
+    /// The engine's own MXCSR.
+    mxcsr_host: u32,
 }
+
+/// What translated code gives besides the codes of [`Next`]: [`Frame::block`] is to
+/// be interpreted. Nothing of it has run.
+const INTERPRET: u32 = 16;
 
 impl Frame {
     /// Before the first run.
@@ -87,6 +96,8 @@ impl Frame {
             interpret,
             target: core::ptr::null(),
             block: core::ptr::null(),
+            mxcsr_live: 0,
+            mxcsr_host: 0x1f80,
         }
     }
 }
@@ -246,6 +257,9 @@ impl Jit {
             t.e.restore_flags(registers::T1);
         }
         let with_flags = t.e.position();
+        if t.plan.items.iter().any(Item::is_float) {
+            t.load_mxcsr();
+        }
         stubs::count(t.e, t.stubs, t.plan.items.len());
         let mut open = true;
         for i in 0..t.plan.items.len() {
@@ -335,13 +349,17 @@ pub(crate) fn run(
     cpu: &mut Cpu,
     cache: &mut CodeCache,
     block: *const Block,
-    interpreted: impl FnOnce(&mut Cpu) -> u32,
+    interpreted: impl FnOnce(&mut Cpu, *const Block) -> u32,
 ) -> (*const Block, u32) {
     // SAFETY: the block is valid until the next flush.
     let native = unsafe { &(*block).native };
     if native.is_some() {
         let code = native.code;
-        return enter(cpu, cache, code, block);
+        let (block, next) = enter(cpu, cache, code, block);
+        if next == INTERPRET {
+            return (block, interpreted(cpu, block));
+        }
+        return (block, next);
     }
     if native.entered != Native::NEVER {
         let entered = native.entered + 1;
@@ -355,7 +373,7 @@ pub(crate) fn run(
             return promote(cpu, cache, block);
         }
     }
-    (block, interpreted(cpu))
+    (block, interpreted(cpu, block))
 }
 
 fn enter(

@@ -2,8 +2,7 @@
 //! has to be known to encode them anew and what they do to the flags.
 //!
 //! What is not named here is interpreted by the other tier, one instruction at
-//! a time. So are DIV and IDIV, which raise exceptions by themselves, the
-//! string instructions, which may take long, and everything that touches more
+//! a time. So are divisions that may raise an exception, the string instructions, which may take long, and everything that touches more
 //! state than registers, flags and one operand in memory.
 
 use super::raw::{Map, Raw};
@@ -58,6 +57,8 @@ pub(super) enum Kind {
     Pop,
     /// LEAVE.
     Leave,
+    /// DIV, or with `true` IDIV, of 32 or 64 bits where no exception is possible.
+    Divide(bool),
     /// A fence, copied whole.
     Fence,
     /// Nothing happens.
@@ -251,6 +252,9 @@ fn one(raw: &Raw<'_>) -> Option<Shape> {
             2 => group(Update).bytes(byte),
             3 => group(Update).kills(ALL).bytes(byte),
             4 | 5 => group(Read).bytes(byte),
+            digit if !byte && !(raw.operand16 && !raw.wide()) => {
+                Shape::new(Kind::Divide(digit == 7))
+            }
             _ => return None,
         },
         0xfe | 0xff => match raw.reg()? & 7 {
