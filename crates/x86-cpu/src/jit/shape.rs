@@ -281,6 +281,11 @@ fn shift(raw: &Raw<'_>) -> Option<Shape> {
     let counted = count.is_some_and(|c| c & mask != 0);
     Some(match which {
         0 | 1 => shape,
+        // A byte or word that comes round again: what becomes of OF depends on
+        // where the count is, and the other tier has it in CL.
+        2 | 3 if count.is_some_and(|c| byte && c & 31 > 8 || raw.operand16 && c & 31 > 16) => {
+            return None;
+        }
         2 | 3 => shape.reads(flag::C),
         6 => return None,
         // A count of zero leaves the flags alone, and what narrow operands leave
