@@ -94,7 +94,9 @@ pub(super) fn run(options: &Options) -> Result<()> {
     if let Some(peer) = theirs.median() {
         println!("{:<28} {theirs}", "qemu-system-x86_64 tcg");
         for (tier, sample) in &ours {
-            let Some(ours) = sample.median() else { continue };
+            let Some(ours) = sample.median() else {
+                continue;
+            };
             println!(
                 "ratio of medians, tier {tier}: {:.2}",
                 ours.as_secs_f64() / peer.as_secs_f64()

@@ -97,7 +97,11 @@ pub(super) fn run(options: &Options) -> Result<()> {
             let measured = measured.entry(engine).or_default();
             for kernel in &kernels {
                 let line = report.kernel(kernel)?;
-                measured.times.entry(kernel.name).or_default().push(line.time);
+                measured
+                    .times
+                    .entry(kernel.name)
+                    .or_default()
+                    .push(line.time);
                 let (time, checksum) = native(kernel, line.units);
                 ensure!(
                     checksum == line.checksum,
@@ -145,7 +149,11 @@ struct Table {
 
 impl Table {
     fn time(&mut self, engine: Engine, kernel: &Kernel) -> f64 {
-        median(self.measured.get_mut(&engine).and_then(|m| m.times.get_mut(kernel.name)))
+        median(
+            self.measured
+                .get_mut(&engine)
+                .and_then(|m| m.times.get_mut(kernel.name)),
+        )
     }
 
     fn head(&self) {
@@ -208,7 +216,9 @@ impl Table {
 
     fn finish(&mut self) {
         for engine in &self.engines {
-            let Some([rate, native, tcg, count]) = self.products.get(engine) else { continue };
+            let Some([rate, native, tcg, count]) = self.products.get(engine) else {
+                continue;
+            };
             let mean = |sum: &f64| (sum / count).exp();
             print!(
                 "{}: geometric means: {:.0} MIPS, {:.2} times the native time",

@@ -29,6 +29,7 @@ use caisson_x86_cpu::{
 
 use self::env::VcpuEnv;
 use crate::{
+    counters::VcpuCounters,
     exec_memory::TwoViews,
     shared::{Order, Remote, Shared},
     tier::Tier,
@@ -415,6 +416,21 @@ impl Vcpu for SoftVcpu {
             tlb_misses: c.tlb_misses,
             tlb_flushes: c.tlb_flushes,
             emulated: 0,
+        }
+    }
+}
+
+impl Drop for SoftVcpu {
+    fn drop(&mut self) {
+        if let Some(counters) = &self.shared.counters {
+            counters.push(VcpuCounters {
+                index: self.index,
+                retired: self.cpu.retired,
+                core: self.cpu.stats,
+                cache: self.cache.stats,
+                decoded: self.cache.memory(),
+                native: self.cache.translates().then(|| self.cache.native_memory()),
+            });
         }
     }
 }

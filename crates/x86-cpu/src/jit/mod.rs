@@ -290,6 +290,7 @@ unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, u: *const Uop) -> u32 {
     // with the code that names it.
     unsafe {
         (*cpu).break_block = false;
+        (*cpu).stats.interpreted += 1;
         let code = ((*u).handler)(cpu, u);
         (*cpu).native.stamp = stamp(&*cpu);
         code
@@ -388,6 +389,12 @@ fn enter(
     };
     cpu.native.block = block;
     let next = jit.enter(cpu, code);
+    let left = &mut cache.stats.native_left;
+    left[if next == INTERPRET {
+        5
+    } else {
+        next.min(4) as usize
+    }] += 1;
     (cpu.native.block, next)
 }
 
