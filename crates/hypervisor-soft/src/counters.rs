@@ -1,12 +1,13 @@
 //! What the software CPU did, for whoever works on it.
 
-use std::{fmt, sync::Mutex};
+use std::{collections::BTreeMap, fmt, sync::Mutex};
 
 use caisson_x86_cpu::{cache::CacheStats, state::Stats};
 
-/// Collects what the vCPUs of a [`Soft`](crate::Soft) have counted when they end.
+/// Collects what the vCPUs of a [`Soft`](crate::Soft) count, each time that they are asked for
+/// their statistics.
 #[derive(Debug, Default)]
-pub struct Counters(Mutex<Vec<VcpuCounters>>);
+pub struct Counters(Mutex<BTreeMap<usize, VcpuCounters>>);
 
 /// What one vCPU has counted.
 #[derive(Clone, Copy, Debug)]
@@ -23,18 +24,17 @@ pub(crate) struct VcpuCounters {
 }
 
 impl Counters {
-    pub(crate) fn push(&self, counters: VcpuCounters) {
+    pub(crate) fn publish(&self, counters: VcpuCounters) {
         let mut all = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        all.push(counters);
+        all.insert(counters.index, counters);
     }
 }
 
 impl fmt::Display for Counters {
-    /// A few lines for each vCPU that has ended, by number.
+    /// A few lines for each vCPU, by number.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut all = self.0.lock().unwrap_or_else(|e| e.into_inner()).clone();
-        all.sort_by_key(|v| v.index);
-        for v in all {
+        let all = self.0.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        for v in all.values() {
             write!(f, "{v}")?;
         }
         Ok(())
@@ -129,7 +129,7 @@ mod tests {
     fn vcpus_are_printed_by_number_with_what_they_counted() {
         let counters = Counters::default();
         for index in [1, 0] {
-            counters.push(VcpuCounters {
+            counters.publish(VcpuCounters {
                 index,
                 retired: 1000 + index as u64,
                 core: Stats::default(),

@@ -27,7 +27,7 @@ impl Soft {
         }
     }
 
-    /// The same, with vCPUs that report to `counters` when they end.
+    /// The same, with vCPUs that report to `counters`.
     #[must_use]
     pub fn counting(self, counters: Arc<Counters>) -> Self {
         Self {

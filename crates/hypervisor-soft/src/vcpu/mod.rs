@@ -404,6 +404,16 @@ impl Vcpu for SoftVcpu {
 
     fn stats(&self) -> VcpuStats {
         let (c, s) = (&self.cpu.stats, &self.cache.stats);
+        if let Some(counters) = &self.shared.counters {
+            counters.publish(VcpuCounters {
+                index: self.index,
+                retired: self.cpu.retired,
+                core: *c,
+                cache: *s,
+                decoded: self.cache.memory(),
+                native: self.cache.translates().then(|| self.cache.native_memory()),
+            });
+        }
         VcpuStats {
             instructions: Some(self.cpu.retired),
             mmio: c.mmio,
@@ -416,21 +426,6 @@ impl Vcpu for SoftVcpu {
             tlb_misses: c.tlb_misses,
             tlb_flushes: c.tlb_flushes,
             emulated: 0,
-        }
-    }
-}
-
-impl Drop for SoftVcpu {
-    fn drop(&mut self) {
-        if let Some(counters) = &self.shared.counters {
-            counters.push(VcpuCounters {
-                index: self.index,
-                retired: self.cpu.retired,
-                core: self.cpu.stats,
-                cache: self.cache.stats,
-                decoded: self.cache.memory(),
-                native: self.cache.translates().then(|| self.cache.native_memory()),
-            });
         }
     }
 }
