@@ -91,6 +91,8 @@ impl Apt {
         }
         let _ = drain.join();
         let outcome = finish(child, complaints, "apt-get", "download".to_owned());
+        // A quick download ends before the first glance; the bar ends where the file does.
+        progress.advance(present(staging).map_or(0, |(_, len)| len));
         progress.finish();
         outcome.map_err(|error| match error {
             ImageError::Apt { detail, .. } if is_full_disk(&detail) => ImageError::NoSpace {

@@ -2,10 +2,12 @@
 
 mod flow;
 mod integer;
+mod memo;
 mod note;
 mod operand;
 mod select;
 
+pub(crate) use memo::Memo;
 pub(crate) use note::Note;
 
 use alloc::vec::Vec;
@@ -54,6 +56,9 @@ pub(crate) type Uops = [MaybeUninit<Uop>; MAX_INSTRUCTIONS + 1];
 enum After {
     /// The next instruction belongs to the block.
     Continue,
+    /// So it does, and the micro-operation depends on the instruction and the mode
+    /// only.
+    ContinuePlain,
     /// The micro-operation is a terminator.
     Ended,
 }
@@ -100,7 +105,18 @@ pub(crate) fn build(
     let Ok(decoder) = &mut decoder else {
         return Err(Fault::Internal("the decoder knows 16, 32 and 64 bits"));
     };
+    // Where the decoder stands.
+    let mut decoded = 0;
     while b.count < most {
+        if b.recall(uops, &window[at..], offset + at) {
+            at += usize::from(b.last_uop(uops).len);
+            continue;
+        }
+        if decoded != at {
+            let stands = decoder.set_position(at);
+            debug_assert!(stands.is_ok(), "inside the window");
+            decoder.set_ip((offset + at) as u64);
+        }
         decoder.decode_out(&mut insn);
         let error = decoder.last_error();
         if error == DecoderError::NoMoreBytes && in_page - at < MAX_LENGTH {
@@ -135,11 +151,16 @@ pub(crate) fn build(
             }
             break;
         }
-        let start = offset + at;
+        let start = at;
         at += insn.len();
-        if b.lower(uops, &insn, start) == After::Ended {
-            ended = true;
-            break;
+        decoded = at;
+        match b.lower(uops, &insn, offset + start) {
+            After::Continue => {}
+            After::ContinuePlain => b.remember(uops, &window[start..]),
+            After::Ended => {
+                ended = true;
+                break;
+            }
         }
     }
     if !ended {
@@ -258,6 +279,40 @@ impl Builder<'_> {
         self.notes.push(note);
     }
 
+    /// The micro-operation that was kept last.
+    fn last_uop<'a>(&self, uops: &'a Uops) -> &'a Uop {
+        // SAFETY: as many were written as there are notes, and there is one.
+        unsafe { uops[self.notes.len() - 1].assume_init_ref() }
+    }
+
+    /// Lowers the instruction at the start of `code`, at page offset `start`, if it
+    /// is one seen before.
+    fn recall(&mut self, uops: &mut Uops, code: &[u8], start: usize) -> bool {
+        if !self.is64() {
+            return false;
+        }
+        let Some((uop, note)) = self.cache.memo.recall(code, self.mode) else {
+            return false;
+        };
+        self.count += 1;
+        self.cache.stats.instructions_recalled += 1;
+        let u = uops[self.notes.len()].write(*uop);
+        u.off = start as u16;
+        u.left = self.count as u8;
+        self.notes.push(note);
+        true
+    }
+
+    /// What was lowered last was the instruction at the start of `code`.
+    fn remember(&mut self, uops: &Uops, code: &[u8]) {
+        if self.is64() {
+            let uop = self.last_uop(uops);
+            if let Some(&note) = self.notes.last() {
+                self.cache.memo.keep(code, self.mode, uop, note);
+            }
+        }
+    }
+
     fn lower(&mut self, uops: &mut Uops, insn: &Instruction, start: usize) -> After {
         self.count += 1;
         let (u, previous) = self.next(uops, start, insn.len());
@@ -267,7 +322,7 @@ impl Builder<'_> {
         }
         if permitted && let Some(note) = self.lower_integer(insn, u) {
             self.keep(note);
-            return After::Continue;
+            return After::ContinuePlain;
         }
         if permitted && sys::handles(insn.code()) {
             u.imm = self.cache.keep_instruction(insn);

@@ -9,7 +9,7 @@ use alloc::{boxed::Box, collections::BTreeMap, vec, vec::Vec};
 use iced_x86::Instruction;
 
 use crate::{
-    build::{Note, Uops},
+    build::{Memo, Note, Uops},
     env::Env,
     jit::{self, CodeMemory, Jit, Native as NativeCode},
     ops::native::Native,
@@ -94,6 +94,8 @@ pub struct CodeCache {
     operands: Arena,
     /// The block builder's.
     pub(crate) notes: Vec<Note>,
+    /// The block builder's.
+    pub(crate) memo: Memo,
     /// The native tier, if there is one.
     pub(crate) jit: Option<Box<Jit>>,
     /// Bytes kept before everything is thrown away.
@@ -111,6 +113,7 @@ unsafe impl Send for CodeCache {}
 pub struct CacheStats {
     pub blocks_built: u64,
     pub instructions_decoded: u64,
+    pub instructions_recalled: u64,
     pub lookups: u64,
     pub invalidations: u64,
     pub flushes: u64,
@@ -148,6 +151,7 @@ impl CodeCache {
             blocks: Arena::new(),
             operands: Arena::new(),
             notes: Vec::new(),
+            memo: Memo::new(),
             jit: None,
             limit,
             stats: CacheStats::default(),
@@ -177,6 +181,7 @@ impl CodeCache {
         self.recent = NOTHING_RECENT;
         self.blocks.clear();
         self.operands.clear();
+        self.memo.clear();
         if let Some(jit) = &mut self.jit {
             jit.clear();
         }
