@@ -252,7 +252,7 @@ fn one(raw: &Raw<'_>) -> Option<Shape> {
             2 => group(Update).bytes(byte),
             3 => group(Update).kills(ALL).bytes(byte),
             4 | 5 => group(Read).bytes(byte),
-            digit if !byte && !(raw.operand16 && !raw.wide()) => {
+            digit if !byte && (!raw.operand16 || raw.wide()) => {
                 Shape::new(Kind::Divide(digit == 7))
             }
             _ => return None,
