@@ -6,21 +6,34 @@ use anyhow::{Result, anyhow};
 use caisson_config::{Accel, SoftTier};
 use caisson_hypervisor::{Availability, Hypervisor, Probe};
 use caisson_hypervisor_kvm::Kvm;
-use caisson_hypervisor_soft::{Soft, Tier};
+use caisson_hypervisor_soft::{Counters, Soft, Tier};
 
 /// Every backend, the fastest first.
 pub(crate) fn all() -> Vec<Arc<dyn Hypervisor>> {
     vec![Arc::new(Kvm), Arc::new(Soft::default())]
 }
 
+/// What software CPUs report to, if they are asked to.
+static COUNTERS: OnceLock<Arc<Counters>> = OnceLock::new();
+
+/// Has the software CPUs that are chosen from now on count what they do.
+pub(crate) fn count() -> Arc<Counters> {
+    COUNTERS.get_or_init(Arc::default).clone()
+}
+
 /// `backend`, or if it is the software CPU, one that goes as far as `tier`.
 fn at_tier(backend: Arc<dyn Hypervisor>, tier: SoftTier) -> Arc<dyn Hypervisor> {
-    match tier {
-        SoftTier::Native if backend.name() == Soft::default().name() => {
-            Arc::new(Soft::new(Tier::Native))
-        }
-        _ => backend,
+    if backend.name() != Soft::default().name() {
+        return backend;
     }
+    let soft = Soft::new(match tier {
+        SoftTier::Native => Tier::Native,
+        _ => Tier::Interpreted,
+    });
+    Arc::new(match COUNTERS.get() {
+        Some(counters) => soft.counting(counters.clone()),
+        None => soft,
+    })
 }
 
 /// Every backend with its probe. Probing runs a guest, so it is done once, and only for those who

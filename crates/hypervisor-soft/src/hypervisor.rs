@@ -6,21 +6,34 @@ use caisson_hypervisor::{
     Availability, Hypervisor, HypervisorError, Partition, PartitionConfig, Probe, x86::CpuidTable,
 };
 
-use crate::{exec_memory::ExecMemory, partition::SoftPartition, tier::Tier};
+use crate::{counters::Counters, exec_memory::ExecMemory, partition::SoftPartition, tier::Tier};
 
 /// The most vCPUs of a partition: one bit each in the code map.
 pub const MAX_VCPUS: u32 = 64;
 
 /// The software CPU.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Soft {
     tier: Tier,
+    counters: Option<Arc<Counters>>,
 }
 
 impl Soft {
     /// One that goes as far as `tier`.
     pub const fn new(tier: Tier) -> Self {
-        Self { tier }
+        Self {
+            tier,
+            counters: None,
+        }
+    }
+
+    /// The same, with vCPUs that report to `counters`.
+    #[must_use]
+    pub fn counting(self, counters: Arc<Counters>) -> Self {
+        Self {
+            counters: Some(counters),
+            ..self
+        }
     }
 }
 
@@ -72,6 +85,10 @@ impl Hypervisor for Soft {
                 });
             }
         }
-        Ok(Arc::new(SoftPartition::new(config, self.tier)?))
+        Ok(Arc::new(SoftPartition::new(
+            config,
+            self.tier,
+            self.counters.clone(),
+        )?))
     }
 }

@@ -8,6 +8,7 @@
 
 mod clock;
 mod code_map;
+mod counters;
 mod exec_memory;
 mod hypervisor;
 mod msr;
@@ -19,6 +20,7 @@ mod tier;
 mod timer;
 mod vcpu;
 
+pub use counters::Counters;
 pub use hypervisor::{MAX_VCPUS, Soft};
 pub use stepper::{StepEnd, Stepper, Steppers};
 pub use tier::Tier;

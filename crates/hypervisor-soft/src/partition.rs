@@ -14,6 +14,7 @@ use caisson_x86_cpu::state::request;
 
 use crate::{
     clock,
+    counters::Counters,
     exec_memory::ExecMemory,
     hypervisor::MAX_VCPUS,
     shared::{DeviceWrites, MemoryMap, Shared},
@@ -32,7 +33,11 @@ pub(crate) struct SoftPartition {
 }
 
 impl SoftPartition {
-    pub(crate) fn new(config: PartitionConfig, tier: Tier) -> Result<Self, HypervisorError> {
+    pub(crate) fn new(
+        config: PartitionConfig,
+        tier: Tier,
+        counters: Option<Arc<Counters>>,
+    ) -> Result<Self, HypervisorError> {
         if config.vcpus == 0 || config.vcpus > MAX_VCPUS {
             return Err(HypervisorError::TooManyVcpus {
                 backend: "soft",
@@ -59,7 +64,7 @@ impl SoftPartition {
             clock::Clock::new(config.tsc_hz),
             thunks,
             phys_bits,
-            tier,
+            (tier, counters),
         ));
         let device_writes = Arc::new(DeviceWrites(Arc::downgrade(&shared)));
         shared

@@ -12,7 +12,10 @@ use caisson_memory::{Gpa, GuestMemory, WriteWatch};
 use caisson_x86_cpu::state::request;
 use parking_lot::{Condvar, Mutex};
 
-use crate::{clock::Clock, code_map::CodeMap, exec_memory::ExecMemory, tier::Tier, timer::Timers};
+use crate::{
+    clock::Clock, code_map::CodeMap, counters::Counters, exec_memory::ExecMemory, tier::Tier,
+    timer::Timers,
+};
 
 /// What one vCPU asks of another before it runs guest code again.
 #[derive(Clone, Copy, Debug)]
@@ -133,6 +136,8 @@ pub(crate) struct Shared {
     pub(crate) phys_bits: u8,
     /// How far vCPUs go with code that runs often.
     pub(crate) tier: Tier,
+    /// Where vCPUs report what they have counted.
+    pub(crate) counters: Option<Arc<Counters>>,
     /// Held by the vCPU for which all others stand still.
     exclusive: Mutex<()>,
     /// Drops of write tags that are being waited for.
@@ -159,7 +164,7 @@ impl Shared {
         clock: Clock,
         thunks: ExecMemory,
         phys_bits: u8,
-        tier: Tier,
+        (tier, counters): (Tier, Option<Arc<Counters>>),
     ) -> Self {
         let ids: Vec<u32> = (0..vcpus).collect();
         let code = CodeMap::new(&memory);
@@ -174,6 +179,7 @@ impl Shared {
             cpuid,
             phys_bits,
             tier,
+            counters,
             exclusive: Mutex::new(()),
             dropping: AtomicUsize::new(0),
         }

@@ -53,7 +53,7 @@ impl Steppers {
             tsc_hz: None,
             dirty: Default::default(),
         };
-        let partition = SoftPartition::new(config, Tier::Interpreted)?;
+        let partition = SoftPartition::new(config, Tier::Interpreted, None)?;
         // States that are set bring their own time.
         partition.set_clock_running(false);
         Ok(Self {

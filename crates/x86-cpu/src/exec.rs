@@ -106,7 +106,7 @@ fn chain<const NATIVE: bool>(cpu: &mut Cpu, cache: &mut CodeCache) -> Option<Sto
     loop {
         let code;
         if NATIVE {
-            (block, code) = jit::run(cpu, cache, block, |cpu| run_block(cpu, block));
+            (block, code) = jit::run(cpu, cache, block, run_block);
         } else {
             code = run_block(cpu, block);
         }
@@ -238,6 +238,7 @@ fn lookup<const NATIVE: bool>(cpu: &mut Cpu, cache: &mut CodeCache) -> Result<*c
     let base = cpu.regs[reg::SEG_BASE + seg::CS];
     let address = cpu.rip.wrapping_add(base);
     if let Some(b) = cache.jump(address, cpu.generation(), cpu.mode) {
+        cache.stats.jump_hits += 1;
         cpu.regs[reg::PAGE_RIP] = (address & !0xfff).wrapping_sub(base);
         if NATIVE {
             cache.note_jump(cpu, b);

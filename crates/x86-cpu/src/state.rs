@@ -385,6 +385,8 @@ pub struct Stats {
     pub pio: u64,
     pub exceptions: u64,
     pub interrupts: u64,
+    /// Instructions that translated code had interpreted.
+    pub interpreted: u64,
 }
 
 impl Cpu {

@@ -57,13 +57,18 @@ pub const fn slot(address: u64) -> usize {
     (address >> 12) as usize & (TLB_SIZE - 1)
 }
 
+/// The bit of [`Tlb::large`] for the GiB of `address`.
+const fn gib(address: u64) -> u64 {
+    1 << (address >> 30 & 63)
+}
+
 /// All arrays of one vCPU, with the log of filled slots that makes flushes
 /// cost what was filled.
 pub struct Tlb {
     entries: Box<[TlbEntry]>,
     log: [Vec<u16>; Tlb::ARRAYS],
-    /// Pieces of large pages may be present.
-    large: bool,
+    /// Where pieces of large pages may be present: a bit for each GiB, modulo 64.
+    large: u64,
     /// By guest physical page, modulo its length: the only entry that may have a
     /// write tag for such a page, [`NOBODY`] or [`SEVERAL`].
     writers: Box<[u16; WRITERS]>,
@@ -105,7 +110,7 @@ impl Tlb {
         Self {
             entries,
             log: core::array::from_fn(|_| vec![]),
-            large: false,
+            large: 0,
             writers: Box::new([NOBODY; WRITERS]),
         }
     }
@@ -135,7 +140,9 @@ impl Tlb {
         if e.host.is_null() {
             self.log[index].push(s as u16);
         }
-        self.large |= flags & meta::LARGE != 0;
+        if flags & meta::LARGE != 0 {
+            self.large |= gib(address);
+        }
         if write {
             note_writer(&mut self.writers, gpa >> 12, index * TLB_SIZE + s);
         }
@@ -150,7 +157,9 @@ impl Tlb {
 
     /// Forgets everything; with `keep_global`, all but global translations.
     pub fn flush(&mut self, keep_global: bool) {
-        self.large &= keep_global;
+        if !keep_global {
+            self.large = 0;
+        }
         self.writers.fill(NOBODY);
         for index in 0..Self::ARRAYS {
             let entries = &mut self.entries[index * TLB_SIZE..][..TLB_SIZE];
@@ -175,7 +184,7 @@ impl Tlb {
     /// Forgets the translation of `address` in every array. Of large pages, all
     /// pieces in the same GiB go.
     pub fn flush_page(&mut self, address: u64) {
-        if self.large {
+        if self.large & gib(address) != 0 {
             self.flush_large(address);
         }
         let s = slot(address);

@@ -30,6 +30,9 @@ pub(crate) struct Options {
     /// Guest memory in MiB.
     #[arg(long, default_value_t = 512)]
     memory: u64,
+    /// The tiers of the software CPU to measure, in turn.
+    #[arg(long, value_delimiter = ',', default_values_t = [0, 1], value_parser = clap::value_parser!(u8).range(0..=1))]
+    soft_tier: Vec<u8>,
 }
 
 /// What both boot.
@@ -65,9 +68,14 @@ pub(super) fn run(options: &Options) -> Result<()> {
         .status()
         .is_ok_and(|s| s.success());
 
-    let (mut ours, mut theirs) = (Sample::default(), Sample::default());
+    let mut ours: Vec<(u8, Sample)> = (options.soft_tier.iter())
+        .map(|&tier| (tier, Sample::default()))
+        .collect();
+    let mut theirs = Sample::default();
     for _ in 0..options.runs {
-        ours.push(measure(soft(&binary, &guest))?.0);
+        for (tier, sample) in &mut ours {
+            sample.push(measure(soft(&binary, &guest, *tier))?.0);
+        }
         if has_peer {
             theirs.push(measure(tcg(&guest))?.0);
         }
@@ -80,29 +88,38 @@ pub(super) fn run(options: &Options) -> Result<()> {
         "{:<28} {:>9} {:>9} {:>9}",
         "milliseconds", "median", "least", "greatest"
     );
-    println!("{:<28} {ours}", "caisson --accel soft");
-    match (ours.median(), theirs.median()) {
-        (Some(ours), Some(peer)) => {
-            println!("{:<28} {theirs}", "qemu-system-x86_64 tcg");
+    for (tier, sample) in &ours {
+        println!("caisson --soft-tier {tier:<8} {sample}");
+    }
+    if let Some(peer) = theirs.median() {
+        println!("{:<28} {theirs}", "qemu-system-x86_64 tcg");
+        for (tier, sample) in &ours {
+            let Some(ours) = sample.median() else {
+                continue;
+            };
             println!(
-                "ratio of medians: {:.2}",
+                "ratio of medians, tier {tier}: {:.2}",
                 ours.as_secs_f64() / peer.as_secs_f64()
             );
         }
-        _ => println!("{QEMU} is not installed: there is no ratio"),
+    } else {
+        println!("{QEMU} is not installed: there is no ratio");
     }
 
     guest.initramfs = initramfs("wait.cpio", Then::Sleep)?;
-    let (_, mut child) = measure(soft(&binary, &guest))?;
-    let resident = Resident::of(child.0.id());
-    child.0.kill()?;
-    print!("{}", resident?);
+    for (tier, _) in ours {
+        let (_, mut child) = measure(soft(&binary, &guest, tier))?;
+        let resident = Resident::of(child.0.id());
+        child.0.kill()?;
+        print!("tier {tier}\n{}", resident?);
+    }
     Ok(())
 }
 
-fn soft(binary: &Path, guest: &Guest) -> Command {
+fn soft(binary: &Path, guest: &Guest, tier: u8) -> Command {
     let mut command = Command::new(binary);
     command.args(["run", "--quiet", "--accel", "soft", "--serial", "stdio"]);
+    command.args(["--soft-tier", &tier.to_string()]);
     command
         .arg("--kernel")
         .arg(&guest.kernel)

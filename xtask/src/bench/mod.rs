@@ -26,7 +26,7 @@ pub(crate) enum Bench {
     Disk(disk::Options),
     /// Saved machines of 128 MiB and 8 GiB that go on: from exec to the guest's next instructions.
     Restore(restore::Options),
-    /// Kernels of integer code on the software CPU, bare-metal, and on this host's processor.
+    /// Kernels of code on both tiers of the software CPU, bare-metal, on QEMU's TCG, and on this host's processor.
     Soft(soft::Options),
     /// Start, end, memory and exits of the smallest guests on KVM: `caisson`, and a bare program that does nothing else.
     Startup(startup::Options),

@@ -1,5 +1,5 @@
-//! The software CPU alone: kernels of integer code in the `bench` guest, and the
-//! same source on the host's own processor.
+//! The software CPU alone: kernels in the `bench` guest, on each tier, on QEMU's
+//! TCG, and the same source on the host's own processor.
 
 use std::{
     collections::BTreeMap,
@@ -24,9 +24,28 @@ pub(crate) struct Options {
     /// Runs of the guest and of the native kernels, in turn.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
-    /// The tier of the software CPU.
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
-    tier: u8,
+    /// The tiers of the software CPU to measure, in turn.
+    #[arg(long, value_delimiter = ',', default_values_t = [0, 1], value_parser = clap::value_parser!(u8).range(0..=1))]
+    soft_tier: Vec<u8>,
+}
+
+/// The peer.
+const QEMU: &str = "qemu-system-x86_64";
+
+/// Who runs the guest.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Engine {
+    Tier(u8),
+    Tcg,
+}
+
+impl Engine {
+    fn name(self) -> String {
+        match self {
+            Self::Tier(tier) => format!("tier {tier}"),
+            Self::Tcg => "tcg".to_owned(),
+        }
+    }
 }
 
 /// What a guest says of one kernel.
@@ -48,74 +67,172 @@ struct Report {
     block: f64,
 }
 
+/// What one engine needed, run by run.
+#[derive(Default)]
+struct Measured {
+    /// Nanoseconds for a unit of work, by kernel.
+    times: BTreeMap<&'static str, Vec<f64>>,
+    /// Nanoseconds to build a block.
+    blocks: Vec<f64>,
+}
+
 /// Measures and prints.
 pub(super) fn run(options: &Options) -> Result<()> {
     let binary = super::caisson()?;
     let guest = super::guests("caisson-guest-bench")?.join("bench");
-    let mut guests: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    let mut engines: Vec<Engine> = options.soft_tier.iter().map(|&t| Engine::Tier(t)).collect();
+    let has_peer = (Command::new(QEMU).arg("--version").stdout(Stdio::null()))
+        .status()
+        .is_ok_and(|s| s.success());
+    if has_peer {
+        engines.push(Engine::Tcg);
+    }
+    let kernels: Vec<&Kernel> = KERNELS.iter().filter(|k| k.runs()).collect();
+    let mut measured: BTreeMap<Engine, Measured> = BTreeMap::new();
     let mut natives: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
-    let mut blocks = Vec::new();
     let mut last = None;
     for _ in 0..options.runs {
-        let report = in_guest(&binary, &guest, options.tier)?;
-        for kernel in KERNELS {
-            let line = report
-                .kernels
-                .get(kernel.name)
-                .with_context(|| format!("the guest says nothing of \"{}\"", kernel.name))?;
-            guests.entry(kernel.name).or_default().push(line.time);
-            let (time, checksum) = native(kernel, line.units);
-            ensure!(
-                checksum == line.checksum,
-                "\"{}\" comes to {:#x} in the guest and to {checksum:#x} natively",
-                kernel.name,
-                line.checksum
-            );
-            natives.entry(kernel.name).or_default().push(time);
+        for &engine in &engines {
+            let report = in_guest(engine, &binary, &guest)?;
+            let measured = measured.entry(engine).or_default();
+            for kernel in &kernels {
+                let line = report.kernel(kernel)?;
+                measured
+                    .times
+                    .entry(kernel.name)
+                    .or_default()
+                    .push(line.time);
+                let (time, checksum) = native(kernel, line.units);
+                ensure!(
+                    checksum == line.checksum,
+                    "\"{}\" comes to {:#x} on {} and to {checksum:#x} natively",
+                    kernel.name,
+                    line.checksum,
+                    engine.name()
+                );
+                natives.entry(kernel.name).or_default().push(time);
+            }
+            measured.blocks.push(report.block);
+            last = Some(report);
         }
-        blocks.push(report.block);
-        last = Some(report);
     }
     let report = last.context("there was a run")?;
-    // The host's compiler may use vector units, so "native" counts the guest's instructions.
+    let mut table = Table {
+        engines,
+        measured,
+        natives,
+        products: BTreeMap::new(),
+    };
 
-    println!(
-        "software CPU, tier {}, bare-metal, medians of {} runs\n{:<10} {:>10} {:>12} {:>8}",
-        options.tier, options.runs, "kernel", "soft MIPS", "native", "ratio"
-    );
-    let (mut product, mut count) = (0.0, 0u32);
-    for kernel in KERNELS {
-        let line = &report.kernels[kernel.name];
-        let (soft, host) = (
-            median(guests.get_mut(kernel.name)),
-            median(natives.get_mut(kernel.name)),
-        );
-        if kernel.repeats {
-            println!(
-                "{:<10} {:>5.1} GB/s {:>7.1} GB/s {:>8.1}",
-                kernel.name,
-                line.bytes / soft,
-                line.bytes / host,
-                soft / host
-            );
-            continue;
-        }
-        let mips = line.instructions * 1000.0 / soft;
-        product += mips.ln();
-        count += 1;
-        println!(
-            "{:<10} {mips:>10.0} {:>12.0} {:>8.1}",
-            kernel.name,
-            line.instructions * 1000.0 / host,
-            soft / host
-        );
+    println!("software CPU, bare-metal, medians of {} runs", options.runs);
+    println!("MIPS (GB/s where so marked), and times the native time in brackets");
+    table.head();
+    // The host's compiler may use vector units, so "native" counts the guest's instructions.
+    for kernel in kernels {
+        table.print(kernel, report.kernel(kernel)?);
     }
-    println!(
-        "geometric mean: {:.0} MIPS",
-        (product / f64::from(count)).exp()
-    );
-    println!("building a block: {:.0} ns", median(Some(&mut blocks)));
+    table.finish();
+    if !has_peer {
+        println!("{QEMU} is not installed: there is no column for it");
+    }
     Ok(())
+}
+
+/// The figures, to be printed kernel by kernel.
+struct Table {
+    engines: Vec<Engine>,
+    measured: BTreeMap<Engine, Measured>,
+    natives: BTreeMap<&'static str, Vec<f64>>,
+    /// Sums of the logarithms of MIPS, of ratios to native and to the peer, and their number.
+    products: BTreeMap<Engine, [f64; 4]>,
+}
+
+impl Table {
+    fn time(&mut self, engine: Engine, kernel: &Kernel) -> f64 {
+        median(
+            self.measured
+                .get_mut(&engine)
+                .and_then(|m| m.times.get_mut(kernel.name)),
+        )
+    }
+
+    fn head(&self) {
+        print!("{:<10}", "kernel");
+        for engine in &self.engines {
+            print!(" {:>16}", engine.name());
+        }
+        print!(" {:>8}", "native");
+        self.each_tier(|tier| print!(" {:>12}", format!("tier {tier} : tcg")));
+        println!();
+    }
+
+    fn each_tier(&self, mut f: impl FnMut(u8)) {
+        if !self.engines.contains(&Engine::Tcg) {
+            return;
+        }
+        for engine in &self.engines {
+            if let Engine::Tier(tier) = engine {
+                f(*tier);
+            }
+        }
+    }
+
+    fn print(&mut self, kernel: &Kernel, line: &Line) {
+        let native = median(self.natives.get_mut(kernel.name));
+        let tcg = self.time(Engine::Tcg, kernel);
+        let rate = |time: f64| {
+            if kernel.repeats {
+                line.bytes / time
+            } else {
+                line.instructions * 1000.0 / time
+            }
+        };
+        let places = usize::from(kernel.repeats);
+        print!("{:<10}", kernel.name);
+        for engine in self.engines.clone() {
+            let time = self.time(engine, kernel);
+            let ratio = time / native;
+            print!(" {:>16}", format!("{:.places$} ({ratio:.1})", rate(time)));
+            if !kernel.repeats {
+                let sums = self.products.entry(engine).or_default();
+                for (sum, value) in sums.iter_mut().zip([rate(time), ratio, time / tcg]) {
+                    *sum += value.ln();
+                }
+                sums[3] += 1.0;
+            }
+        }
+        print!(" {:>8.places$}", rate(native));
+        let tiers: Vec<f64> = (self.engines.clone().into_iter())
+            .filter(|e| *e != Engine::Tcg)
+            .map(|e| self.time(e, kernel) / tcg)
+            .collect();
+        if tcg.is_finite() {
+            for ratio in tiers {
+                print!(" {ratio:>12.2}");
+            }
+        }
+        println!("{}", if kernel.repeats { "  GB/s" } else { "" });
+    }
+
+    fn finish(&mut self) {
+        for engine in &self.engines {
+            let Some([rate, native, tcg, count]) = self.products.get(engine) else {
+                continue;
+            };
+            let mean = |sum: &f64| (sum / count).exp();
+            print!(
+                "{}: geometric means: {:.0} MIPS, {:.2} times the native time",
+                engine.name(),
+                mean(rate),
+                mean(native)
+            );
+            if tcg.is_finite() {
+                print!(", {:.2} times TCG's", mean(tcg));
+            }
+            let blocks = self.measured.get_mut(engine).map(|m| &mut m.blocks);
+            println!("; building a block: {:.0} ns", median(blocks));
+        }
+    }
 }
 
 fn median(values: Option<&mut Vec<f64>>) -> f64 {
@@ -139,16 +256,37 @@ fn native(kernel: &Kernel, units: u64) -> (f64, u64) {
     (least / units as f64, checksum)
 }
 
+impl Report {
+    fn kernel(&self, kernel: &Kernel) -> Result<&Line> {
+        (self.kernels.get(kernel.name))
+            .with_context(|| format!("the guest says nothing of \"{}\"", kernel.name))
+    }
+}
+
 /// Runs the guest to its end.
-fn in_guest(binary: &Path, guest: &Path, tier: u8) -> Result<Report> {
-    let output = Command::new(binary)
-        .args(["run", "--quiet", "--accel", "soft", "--memory", "128M"])
-        .args(["--soft-tier", &tier.to_string()])
-        .args(["--serial", "stdio", "--debug-exit", "--kernel"])
+fn in_guest(engine: Engine, binary: &Path, guest: &Path) -> Result<Report> {
+    let mut command;
+    match engine {
+        Engine::Tier(tier) => {
+            command = Command::new(binary);
+            command
+                .args(["run", "--quiet", "--accel", "soft", "--memory", "128M"])
+                .args(["--soft-tier", &tier.to_string()])
+                .args(["--serial", "stdio", "--debug-exit", "--kernel"]);
+        }
+        Engine::Tcg => {
+            command = Command::new(QEMU);
+            command
+                .args(["-accel", "tcg", "-cpu", "max", "-m", "128", "-nodefaults"])
+                .args(["-display", "none", "-no-reboot", "-serial", "stdio"])
+                .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-kernel"]);
+        }
+    }
+    let output = command
         .arg(guest)
         .stdin(Stdio::null())
         .output()
-        .with_context(|| format!("cannot start {}", binary.display()))?;
+        .with_context(|| format!("cannot start {:?}", command.get_program()))?;
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(
         output.status.code() == Some(SUCCESS),

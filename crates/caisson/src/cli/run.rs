@@ -102,6 +102,11 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "0|1", help_heading = "Machine")]
     pub(crate) soft_tier: Option<SoftTier>,
 
+    /// At the end, say on standard error what each vCPU of the software CPU did: code built and
+    /// translated, look-ups, TLB misses, how often translated code was left and why
+    #[arg(long, help_heading = "Machine")]
+    pub(crate) soft_stats: bool,
+
     /// End instead of starting again when the guest reboots
     #[arg(long, help_heading = "Machine")]
     pub(crate) no_reboot: bool,

@@ -24,6 +24,15 @@ use stopper::Stopper;
 
 /// Runs a machine until it ends.
 pub(crate) fn run(args: &RunArgs, verbose: u8) -> Result<Exit> {
+    let counters = args.soft_stats.then(backend::count);
+    let exit = run_machine(args, verbose);
+    if let Some(counters) = counters {
+        say(counters.to_string().trim_end());
+    }
+    exit
+}
+
+fn run_machine(args: &RunArgs, verbose: u8) -> Result<Exit> {
     let (mut config, mut hypervisor) = plan::config(args)?;
     if args.print_config {
         io::stdout().write_all(config.to_toml()?.as_bytes())?;

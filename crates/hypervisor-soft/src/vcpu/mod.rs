@@ -29,6 +29,7 @@ use caisson_x86_cpu::{
 
 use self::env::VcpuEnv;
 use crate::{
+    counters::VcpuCounters,
     exec_memory::TwoViews,
     shared::{Order, Remote, Shared},
     tier::Tier,
@@ -403,6 +404,16 @@ impl Vcpu for SoftVcpu {
 
     fn stats(&self) -> VcpuStats {
         let (c, s) = (&self.cpu.stats, &self.cache.stats);
+        if let Some(counters) = &self.shared.counters {
+            counters.publish(VcpuCounters {
+                index: self.index,
+                retired: self.cpu.retired,
+                core: *c,
+                cache: *s,
+                decoded: self.cache.memory(),
+                native: self.cache.translates().then(|| self.cache.native_memory()),
+            });
+        }
         VcpuStats {
             instructions: Some(self.cpu.retired),
             mmio: c.mmio,

@@ -119,6 +119,13 @@ pub struct CacheStats {
     pub flushes: u64,
     pub blocks_translated: u64,
     pub native_flushes: u64,
+    /// Look-ups that the jump cache answered.
+    pub jump_hits: u64,
+    /// Branches that lead to their target's block from then on.
+    pub links: u64,
+    /// How often translated code was left: by its successors 0 and 1, to look up
+    /// code, by a fault, by HLT, and because of an unmasked SIMD exception.
+    pub native_left: [u64; 6],
 }
 
 impl CodeCache {
@@ -383,6 +390,7 @@ impl CodeCache {
             let (f, t) = (from.cast_mut(), &*to);
             if (*f).gpa >> 12 == t.gpa >> 12 && (*f).mode == t.mode && t.second_page == NO_PAGE {
                 (*f).links[which] = to;
+                self.stats.links += 1;
             }
         }
     }

@@ -41,13 +41,15 @@ pub(super) struct Exit {
     pub(super) flags: Flags,
 }
 
-/// Where the guest's arithmetic flags are.
+/// Where the guest's arithmetic flags are, as far as anybody needs them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Flags {
     /// In the host's.
     Host,
     /// In [`Cpu::cc`](crate::state::Cpu::cc).
     Saved,
+    /// In both.
+    Both,
 }
 
 /// A block in translation.
@@ -65,24 +67,39 @@ pub(super) struct Translator<'a> {
     pub(super) links: [u32; 2],
     /// Those jumps are made with the flags in memory.
     pub(super) links_saved: [bool; 2],
+    /// Where the flags are before the next host instruction.
+    pub(super) flags: Flags,
 }
 
 impl Translator<'_> {
     /// Translates item `i`. `false` when the block has ended with it.
     pub(super) fn instruction(&mut self, i: usize) -> bool {
         let item = self.plan.items[i];
+        let goes_on = self.execute(i, &item);
+        let native = item.shape.is_some() || item.vector.is_some();
+        if native && item.writes_flags {
+            self.flags = Flags::Host;
+        }
+        goes_on
+    }
+
+    fn execute(&mut self, i: usize, item: &Item) -> bool {
         if let Some(v) = item.vector {
-            self.vector(i, &item, &v);
+            self.vector(i, item, &v);
             let next = self.plan.items.get(i + 1).and_then(|n| n.vector);
             if v.is_vex() && !next.is_some_and(|n| n.is_vex()) {
                 self.after_vex();
             }
             return true;
         }
-        let (Some(shape), Some(raw)) = (item.shape, self.plan.raw(&item)) else {
+        let (Some(shape), Some(raw)) = (item.shape, self.plan.raw(item)) else {
             self.interpret(i);
             return true;
         };
+        let reaches = item.insn.op_kinds().any(|k| k == OpKind::Memory);
+        if !reaches || shape.kind == Kind::Lea {
+            self.take_flags(item);
+        }
         if item.copied || shape.kind == Kind::Fence {
             let at = usize::from(item.start) - self.plan.start;
             let bytes = &self.plan.bytes[at..at + item.insn.len()];
@@ -101,15 +118,16 @@ impl Translator<'_> {
                 self.e.bytes(&[raw.opcode]);
                 self.e.bytes(raw.tail());
             }
-            Kind::ModRm { reg, rm } => self.modrm(i, &item, &raw, &shape, reg, rm),
+            Kind::ModRm { reg, rm } => self.modrm(i, item, &raw, &shape, reg, rm),
             Kind::Lea => self.lea(&item.insn, &raw),
             Kind::Low(role) => self.low(&raw, role, shape.byte_reg),
             Kind::ExchangeRax => self.exchange_rax(&raw),
-            Kind::Push | Kind::PushImmediate => self.push(i, &item, &raw, shape.kind),
-            Kind::Pop => self.pop(i, &item, &raw),
-            Kind::Leave => self.leave(i, &item),
+            Kind::Push | Kind::PushImmediate => self.push(i, item, &raw, shape.kind),
+            Kind::Pop => self.pop(i, item, &raw),
+            Kind::Leave => self.leave(i, item),
+            Kind::Divide(signed) => self.divide(i, item, &raw, signed),
             _ => {
-                self.flow(i, &item, &raw, shape.kind);
+                self.flow(i, item, &raw, shape.kind);
                 return false;
             }
         }
@@ -124,12 +142,26 @@ impl Translator<'_> {
             self.name_block();
         }
         self.e.constant(T0, item.uop as u64);
-        let gate = if item.live == 0 {
+        let gate = if item.live == 0 || self.flags != Flags::Host {
             self.stubs.gate
         } else {
             self.stubs.gate_flags
         };
         self.e.call_to(gate);
+        self.flags = Flags::Both;
+    }
+
+    /// Sees, where the block begins, that the host's unit has the guest's MXCSR.
+    pub(super) fn load_mxcsr(&mut self) {
+        if self.live() != 0 {
+            self.e.save_flags(T1);
+        }
+        self.flags = Flags::Saved;
+        self.e.arithmetic(false, 7, cpu(at::MXCSR_LIVE), 0);
+        let loaded = self.e.branch(5);
+        self.name_block();
+        self.e.call_to(self.stubs.load_mxcsr);
+        self.e.bind(loaded);
     }
 
     /// Says which block may be left, by way of [`T0`].
@@ -228,8 +260,8 @@ impl Translator<'_> {
         self.e.modrm(Opcode::wide(&[0x03]), T0, mem(T1, TLB_HOST));
     }
 
-    /// The host address of an access at the linear address in [`T0`]; keeps the
-    /// flags that `item` needs, which [`Self::keep_flags`] has put away.
+    /// The host address of an access at the linear address in [`T0`]; takes back
+    /// the flags that `item` needs, which [`Self::keep_flags`] has put away.
     fn reach(&mut self, i: usize, item: &Item, size: usize, write: bool) {
         self.reach_aligned(i, item, size, write, 0);
     }
@@ -256,24 +288,26 @@ impl Translator<'_> {
             let jump = self.e.branch(5);
             self.cold.push(cold(jump));
         }
-        if item.live == 0 {
-            self.arrive();
-        } else {
-            self.e.load(T1, mem(T1, TLB_HOST));
-            let sum = Mem {
-                base: Some(T0),
-                index: Some((T1, 0)),
-                disp: 0,
-            };
-            self.e.lea(T0, sum, true);
-            self.e.restore_flags(T1);
-        }
+        self.arrive();
+        self.take_flags(item);
     }
 
-    /// Puts the flags away if anything needs them as they are before `item`.
+    /// Puts the flags away if anything needs them as they are before `item`: the
+    /// host's are about to be clobbered.
     pub(super) fn keep_flags(&mut self, item: &Item) {
-        if item.live != 0 {
+        if item.live != 0 && self.flags == Flags::Host {
             self.e.save_flags(T1);
+        }
+        self.flags = Flags::Saved;
+    }
+
+    /// Takes the flags back, by way of [`T1`], if `item` looks at them or changes
+    /// only some.
+    fn take_flags(&mut self, item: &Item) {
+        let concerned = item.reads_flags || item.writes_flags;
+        if concerned && item.live != 0 && self.flags == Flags::Saved {
+            self.e.restore_flags(T1);
+            self.flags = Flags::Both;
         }
     }
 
@@ -440,6 +474,59 @@ impl Translator<'_> {
         self.rejoin(i);
     }
 
+    /// A division that cannot overflow, as far as that is seen quickly; the others
+    /// are the interpreter's.
+    fn divide(&mut self, i: usize, item: &Item, raw: &Raw<'_>, signed: bool) {
+        let wide = raw.wide();
+        let op = |bytes| Opcode {
+            wide,
+            ..Opcode::narrow(bytes)
+        };
+        self.keep_flags(item);
+        match raw.rm() {
+            Some(n) => match place(n) {
+                Some(r) => self.e.load(T0, Rm::Reg(r)),
+                None => self.e.load(T0, cpu(at::register(n))),
+            },
+            None => {
+                self.address(&item.insn);
+                self.reach(i, item, if wide { 8 } else { 4 }, false);
+                self.e.modrm(op(&[0x8b]), T0, mem(T0, 0));
+            }
+        }
+        let cold = |jump| Cold {
+            jump,
+            item: i,
+            resume: None,
+        };
+        if signed {
+            // The upper half is the sign, and the divisor neither 0 nor -1.
+            let next = Mem {
+                base: Some(T0),
+                index: None,
+                disp: 1,
+            };
+            self.e.lea(T1, next, wide);
+            self.e.arithmetic(wide, 7, Rm::Reg(T1), 1);
+            let jump = self.e.branch(6);
+            self.cold.push(cold(jump));
+            self.e.modrm(op(&[0x8b]), T1, Rm::Reg(host::RAX));
+            // sar r11, 63
+            self.e.modrm(op(&[0xc1]), 7, Rm::Reg(T1));
+            self.e.bytes(&[if wide { 63 } else { 31 }]);
+            self.e.modrm(op(&[0x3b]), T1, Rm::Reg(host::RDX));
+            let jump = self.e.branch(5);
+            self.cold.push(cold(jump));
+        } else {
+            // The upper half is less than the divisor.
+            self.e.modrm(op(&[0x3b]), host::RDX, Rm::Reg(T0));
+            let jump = self.e.branch(3);
+            self.cold.push(cold(jump));
+        }
+        self.e.modrm(op(&[0xf7]), 6 + u8::from(signed), Rm::Reg(T0));
+        self.rejoin(i);
+    }
+
     /// Everything that lies out of line.
     pub(super) fn finish(&mut self) {
         for cold in core::mem::take(&mut self.cold) {
@@ -462,7 +549,7 @@ impl Translator<'_> {
             self.e.constant32(T0, exit.which as u32);
             let stub = match exit.flags {
                 Flags::Host => self.stubs.exit_flags,
-                Flags::Saved => self.stubs.exit,
+                Flags::Saved | Flags::Both => self.stubs.exit,
             };
             self.e.jump_to(stub);
         }

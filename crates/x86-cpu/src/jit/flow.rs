@@ -25,11 +25,11 @@ impl Translator<'_> {
                 // Over the jump that is made otherwise.
                 self.e.bytes(&[raw.opcode, 5]);
                 let otherwise = self.e.jump();
-                self.edge(1, Flags::Host);
+                self.edge(1, self.flags);
                 self.e.bind(otherwise);
-                self.edge(0, Flags::Host);
+                self.edge(0, self.flags);
             }
-            Kind::Jump => self.edge(1, Flags::Host),
+            Kind::Jump => self.edge(1, self.flags),
             Kind::Call => self.call(i, item),
             Kind::Return => self.ret(i, item),
             Kind::JumpIndirect => self.jump_indirect(i, item, raw),
@@ -41,12 +41,12 @@ impl Translator<'_> {
         let taken = self.e.branch(condition);
         if self.in_page(1) && !self.backward(1) {
             // The branch itself goes to the successor, once there is one.
-            self.link(1, taken, Flags::Host);
-            self.edge(0, Flags::Host);
+            self.link(1, taken, self.flags);
+            self.edge(0, self.flags);
         } else {
-            self.edge(0, Flags::Host);
+            self.edge(0, self.flags);
             self.e.bind(taken);
-            self.edge(1, Flags::Host);
+            self.edge(1, self.flags);
         }
     }
 
@@ -70,10 +70,14 @@ impl Translator<'_> {
         self.exits.push(Exit { jump, which, flags });
     }
 
-    /// Goes on to successor `which`.
+    /// Goes on to successor `which`, with the flags where `flags` says.
     pub(super) fn edge(&mut self, which: usize, flags: Flags) {
         if self.in_page(which) {
+            let mut flags = flags;
             if self.backward(which) {
+                if flags == Flags::Both {
+                    flags = Flags::Saved;
+                }
                 self.poll(which, flags);
             }
             let jump = self.e.jump();
@@ -139,13 +143,13 @@ impl Translator<'_> {
     }
 
     fn call(&mut self, i: usize, item: &Item) {
-        self.e.save_flags(T1);
+        self.keep_flags(item);
         self.push_return(i, item);
         self.edge(1, Flags::Saved);
     }
 
     fn ret(&mut self, i: usize, item: &Item) {
-        self.e.save_flags(T1);
+        self.keep_flags(item);
         self.e.load(T0, Rm::Reg(SP));
         let jump = self.check(8, false);
         self.give_up(i, jump);
@@ -182,7 +186,7 @@ impl Translator<'_> {
     }
 
     fn jump_indirect(&mut self, i: usize, item: &Item, raw: &Raw<'_>) {
-        self.e.save_flags(T1);
+        self.keep_flags(item);
         self.target(i, item, raw);
         for jump in stubs::probe(self.e) {
             self.give_up(i, jump);
@@ -192,7 +196,7 @@ impl Translator<'_> {
     }
 
     fn call_indirect(&mut self, i: usize, item: &Item, raw: &Raw<'_>) {
-        self.e.save_flags(T1);
+        self.keep_flags(item);
         self.target(i, item, raw);
         for jump in stubs::probe(self.e) {
             self.give_up(i, jump);

@@ -10,7 +10,7 @@ use core::mem::offset_of;
 use crate::state::Cpu;
 
 /// log2 of the number of entries.
-pub(super) const BITS: u32 = 12;
+pub(super) const BITS: u32 = 14;
 /// log2 of an entry's size.
 pub(super) const ENTRY_BITS: u8 = 5;
 

@@ -50,7 +50,7 @@ use self::{
     emit::Emitter,
     jumps::{Entry, Jumps, stamp},
     memory::Placed,
-    plan::Plan,
+    plan::{Item, Plan},
     stubs::Stubs,
 };
 use crate::{
@@ -73,9 +73,18 @@ pub struct Frame {
     interpret: unsafe extern "sysv64" fn(*mut Cpu, *const Uop) -> u32,
     /// Where an indirect call goes.
     target: *const u8,
-    /// The block that was left by [`Next::FALL`] or [`Next::TAKEN`].
+    /// The block that was left by [`Next::FALL`] or [`Next::TAKEN`], or is not for
+    /// translated code now ([`INTERPRET`]).
     block: *const Block,
+    /// The host's unit has the guest's MXCSR, which masks all exceptions.
+    mxcsr_live: u32,
+    /// The engine's own MXCSR.
+    mxcsr_host: u32,
 }
+
+/// What translated code gives besides the codes of [`Next`]: [`Frame::block`] is to
+/// be interpreted. Nothing of it has run.
+const INTERPRET: u32 = 16;
 
 impl Frame {
     /// Before the first run.
@@ -87,6 +96,8 @@ impl Frame {
             interpret,
             target: core::ptr::null(),
             block: core::ptr::null(),
+            mxcsr_live: 0,
+            mxcsr_host: 0x1f80,
         }
     }
 }
@@ -240,18 +251,22 @@ impl Jit {
             exits: Vec::new(),
             links: [0; 2],
             links_saved: [false; 2],
+            flags: Flags::Host,
         };
         if t.live() != 0 {
             t.e.restore_flags(registers::T1);
         }
         let with_flags = t.e.position();
+        if t.plan.items.iter().any(Item::is_float) {
+            t.load_mxcsr();
+        }
         stubs::count(t.e, t.stubs, t.plan.items.len());
         let mut open = true;
         for i in 0..t.plan.items.len() {
             open = t.instruction(i);
         }
         if open {
-            t.edge(0, Flags::Host);
+            t.edge(0, t.flags);
         }
         t.finish();
         let (links, links_saved) = (t.links, t.links_saved);
@@ -275,6 +290,7 @@ unsafe extern "sysv64" fn interpret(cpu: *mut Cpu, u: *const Uop) -> u32 {
     // with the code that names it.
     unsafe {
         (*cpu).break_block = false;
+        (*cpu).stats.interpreted += 1;
         let code = ((*u).handler)(cpu, u);
         (*cpu).native.stamp = stamp(&*cpu);
         code
@@ -334,13 +350,17 @@ pub(crate) fn run(
     cpu: &mut Cpu,
     cache: &mut CodeCache,
     block: *const Block,
-    interpreted: impl FnOnce(&mut Cpu) -> u32,
+    interpreted: impl FnOnce(&mut Cpu, *const Block) -> u32,
 ) -> (*const Block, u32) {
     // SAFETY: the block is valid until the next flush.
     let native = unsafe { &(*block).native };
     if native.is_some() {
         let code = native.code;
-        return enter(cpu, cache, code, block);
+        let (block, next) = enter(cpu, cache, code, block);
+        if next == INTERPRET {
+            return (block, interpreted(cpu, block));
+        }
+        return (block, next);
     }
     if native.entered != Native::NEVER {
         let entered = native.entered + 1;
@@ -354,7 +374,7 @@ pub(crate) fn run(
             return promote(cpu, cache, block);
         }
     }
-    (block, interpreted(cpu))
+    (block, interpreted(cpu, block))
 }
 
 fn enter(
@@ -369,6 +389,12 @@ fn enter(
     };
     cpu.native.block = block;
     let next = jit.enter(cpu, code);
+    let left = &mut cache.stats.native_left;
+    left[if next == INTERPRET {
+        5
+    } else {
+        next.min(4) as usize
+    }] += 1;
     (cpu.native.block, next)
 }
 

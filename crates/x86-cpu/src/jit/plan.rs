@@ -4,7 +4,7 @@
 use alloc::vec::Vec;
 use core::mem::MaybeUninit;
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register, RflagsBits};
 
 use super::{
     raw::Raw,
@@ -20,6 +20,14 @@ use crate::{
     state::Cpu,
     uop::Uop,
 };
+
+/// The decoder's names of the arithmetic flags.
+const ARITHMETIC: u32 = RflagsBits::CF
+    | RflagsBits::PF
+    | RflagsBits::AF
+    | RflagsBits::ZF
+    | RflagsBits::SF
+    | RflagsBits::OF;
 
 /// One instruction.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +45,10 @@ pub(super) struct Item {
     pub(super) uop: *const Uop,
     /// Flags that must be right before it.
     pub(super) live: u16,
+    /// Looks at arithmetic flags.
+    pub(super) reads_flags: bool,
+    /// May change arithmetic flags.
+    pub(super) writes_flags: bool,
 }
 
 /// A block's instructions.
@@ -47,6 +59,13 @@ pub(super) struct Plan {
     pub(super) bytes: Vec<u8>,
     /// Page offset of the first.
     pub(super) start: usize,
+}
+
+impl Item {
+    /// Translated code executes it, and it looks at MXCSR.
+    pub(super) fn is_float(&self) -> bool {
+        self.vector.is_some_and(|v| v.is_float())
+    }
 }
 
 impl Plan {
@@ -98,6 +117,8 @@ impl Plan {
                 copied: false,
                 uop: core::ptr::null(),
                 live: flag::ALL,
+                reads_flags: insn.rflags_read() & ARITHMETIC != 0,
+                writes_flags: insn.rflags_modified() & ARITHMETIC != 0,
             });
             at += insn.len();
         }
@@ -107,6 +128,7 @@ impl Plan {
         for i in 0..self.items.len() {
             self.decide(cpu, cache, block, i);
         }
+        self.distrust_mxcsr();
         self.find_live(strict);
         Ok(true)
     }
@@ -158,16 +180,45 @@ impl Plan {
                     | Kind::Return
                     | Kind::JumpIndirect
                     | Kind::CallIndirect
+                    | Kind::Divide(_)
             )
         );
+        if matches!(item.shape.map(|s| s.kind), Some(Kind::Divide(_))) {
+            // What it leaves undefined, both tiers leave alone.
+            item.writes_flags = false;
+        }
         let plain = matches!(item.shape.map(|s| s.kind), Some(Kind::Lea | Kind::Nop));
         let native = item.shape.is_some() || item.vector.is_some();
-        if !native || stack || memory && !plain {
+        let float = item.is_float();
+        if !native || stack || float || memory && !plain {
             let left = self.items.len() - 1 - i;
             let start = usize::from(item.start);
             item.uop = build::single(cpu, cache, &item.insn, start, block.mode, left);
         }
         self.items[i] = item;
+    }
+
+    /// Behind an instruction that loads MXCSR, floating point is the interpreter's
+    /// for the rest of the block: exceptions may be unmasked there.
+    fn distrust_mxcsr(&mut self) {
+        use iced_x86::Mnemonic as M;
+        let mut loaded = false;
+        for item in &mut self.items {
+            if loaded && item.is_float() {
+                item.vector = None;
+            }
+            loaded |= matches!(
+                item.insn.mnemonic(),
+                M::Ldmxcsr
+                    | M::Vldmxcsr
+                    | M::Fxrstor
+                    | M::Fxrstor64
+                    | M::Xrstor
+                    | M::Xrstor64
+                    | M::Xrstors
+                    | M::Xrstors64
+            );
+        }
     }
 
     /// Goes backwards from the end, where all flags are wanted.
@@ -177,6 +228,7 @@ impl Plan {
             let exact = strict && !item.uop.is_null();
             live = match item.shape {
                 _ if exact => flag::ALL,
+                None if item.vector.is_some_and(|v| v.kills_flags()) => 0,
                 None if item.vector.is_some() => live,
                 None => flag::ALL,
                 Some(s) => live & !s.kills | s.reads,

@@ -15,6 +15,7 @@ use crate::state::{Cpu, reg};
 pub(super) mod host {
     pub(crate) const RAX: u8 = 0;
     pub(crate) const RCX: u8 = 1;
+    pub(crate) const RDX: u8 = 2;
     pub(crate) const RBX: u8 = 3;
     pub(crate) const RSP: u8 = 4;
     pub(crate) const RBP: u8 = 5;
@@ -98,6 +99,12 @@ pub(super) mod at {
     pub(crate) const INTERPRET: i32 = field(FRAME + offset_of!(Frame, interpret));
     /// The block that was left.
     pub(crate) const BLOCK: i32 = field(FRAME + offset_of!(Frame, block));
+    /// Whether the host's unit has the guest's MXCSR.
+    pub(crate) const MXCSR_LIVE: i32 = field(FRAME + offset_of!(Frame, mxcsr_live));
+    /// The engine's MXCSR.
+    pub(crate) const MXCSR_HOST: i32 = field(FRAME + offset_of!(Frame, mxcsr_host));
+    /// The guest's MXCSR, where FXSAVE has it.
+    pub(crate) const MXCSR: i32 = field(offset_of!(Cpu, fpu) + 24);
     /// Where an indirect call goes once its return address is stored.
     pub(crate) const TARGET: i32 = field(FRAME + offset_of!(Frame, target));
 }

@@ -2,8 +2,7 @@
 //! has to be known to encode them anew and what they do to the flags.
 //!
 //! What is not named here is interpreted by the other tier, one instruction at
-//! a time. So are DIV and IDIV, which raise exceptions by themselves, the
-//! string instructions, which may take long, and everything that touches more
+//! a time. So are divisions that may raise an exception, the string instructions, which may take long, and everything that touches more
 //! state than registers, flags and one operand in memory.
 
 use super::raw::{Map, Raw};
@@ -58,6 +57,8 @@ pub(super) enum Kind {
     Pop,
     /// LEAVE.
     Leave,
+    /// DIV, or with `true` IDIV, of 32 or 64 bits where no exception is possible.
+    Divide(bool),
     /// A fence, copied whole.
     Fence,
     /// Nothing happens.
@@ -251,6 +252,9 @@ fn one(raw: &Raw<'_>) -> Option<Shape> {
             2 => group(Update).bytes(byte),
             3 => group(Update).kills(ALL).bytes(byte),
             4 | 5 => group(Read).bytes(byte),
+            digit if !byte && (!raw.operand16 || raw.wide()) => {
+                Shape::new(Kind::Divide(digit == 7))
+            }
             _ => return None,
         },
         0xfe | 0xff => match raw.reg()? & 7 {
@@ -277,6 +281,11 @@ fn shift(raw: &Raw<'_>) -> Option<Shape> {
     let counted = count.is_some_and(|c| c & mask != 0);
     Some(match which {
         0 | 1 => shape,
+        // A byte or word that comes round again: what becomes of OF depends on
+        // where the count is, and the other tier has it in CL.
+        2 | 3 if count.is_some_and(|c| byte && c & 31 > 8 || raw.operand16 && c & 31 > 16) => {
+            return None;
+        }
         2 | 3 => shape.reads(flag::C),
         6 => return None,
         // A count of zero leaves the flags alone, and what narrow operands leave

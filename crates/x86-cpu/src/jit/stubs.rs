@@ -23,6 +23,10 @@ pub(super) struct Stubs {
     pub(super) exit: usize,
     /// Leaves with the code in [`T0`]; flags are the host's.
     pub(super) exit_flags: usize,
+    /// Called where the host's unit has not the guest's MXCSR: loads it and
+    /// returns, or leaves with [`INTERPRET`] if an exception is unmasked. Flags are in
+    /// `cc`, or dead.
+    pub(super) load_mxcsr: usize,
     /// Numbers from 0 up, 16 bytes each, to add to the count of instructions.
     pub(super) counts: usize,
     /// Where blocks can go.
@@ -64,6 +68,7 @@ pub(super) fn emit(e: &mut Emitter) -> Stubs {
     e.store(cpu(at::register(0)), host::RAX);
     e.bind(common);
     store_registers(e);
+    put_mxcsr(e);
     e.offset(host::RDI, CPU, -BIAS);
     e.load(host::RSI, Rm::Reg(T0));
     // The return address took 8 bytes of an aligned stack.
@@ -73,6 +78,16 @@ pub(super) fn emit(e: &mut Emitter) -> Stubs {
     // test eax, eax
     e.bytes(&[0x85, 0xc0]);
     let leave = e.branch(5);
+    // What was called may have unmasked an exception.
+    e.arithmetic(false, 7, cpu(at::MXCSR_LIVE), 0);
+    let no_float = e.branch(4);
+    let refused = unless_masked(e);
+    e.modrm(LDMXCSR, 2, cpu(at::MXCSR));
+    let loaded = e.jump();
+    e.bind(refused);
+    set_mxcsr_live(e, 0);
+    e.bind(no_float);
+    e.bind(loaded);
     clear_count(e);
     for (guest, place) in RESIDENT.into_iter().filter(|(guest, _)| *guest != 0) {
         e.load(place, cpu(at::register(guest)));
@@ -89,19 +104,61 @@ pub(super) fn emit(e: &mut Emitter) -> Stubs {
     e.store(cpu(at::register(0)), host::RAX);
     e.bind(common);
     store_registers(e);
+    put_mxcsr(e);
     e.load32(host::RAX, Rm::Reg(T0));
     let epilogue = e.jump();
     e.bind(leave);
     // The gate's return address.
     adjust_stack(e, 8);
     e.bind(epilogue);
+    set_mxcsr_live(e, 0);
     adjust_stack(e, 8);
     for r in SAVED.into_iter().rev() {
         pop(e, r);
     }
     e.bytes(&[0xc3]);
+
+    s.load_mxcsr = e.position();
+    let refused = unless_masked(e);
+    e.modrm(LDMXCSR, 2, cpu(at::MXCSR));
+    set_mxcsr_live(e, 1);
+    e.bytes(&[0xc3]);
+    e.bind(refused);
+    // The return address.
+    adjust_stack(e, 8);
+    e.constant32(T0, super::INTERPRET);
+    e.jump_to(s.exit);
     s.end = e.position();
     s
+}
+
+/// LDMXCSR with digit 2, STMXCSR with digit 3.
+const LDMXCSR: Opcode<'static> = Opcode::narrow(&[0x0f, 0xae]);
+
+/// Takes the jump if one of the guest's SIMD exceptions is unmasked; uses [`T1`] and
+/// the flags.
+fn unless_masked(e: &mut Emitter) -> super::emit::Jump {
+    const MASKS: i32 = 0x1f80;
+    e.load32(T1, cpu(at::MXCSR));
+    e.arithmetic(false, 4, Rm::Reg(T1), MASKS);
+    e.arithmetic(false, 7, Rm::Reg(T1), MASKS);
+    e.branch(5)
+}
+
+fn set_mxcsr_live(e: &mut Emitter, value: u32) {
+    // mov dword [live], value
+    e.modrm(Opcode::narrow(&[0xc7]), 0, cpu(at::MXCSR_LIVE));
+    e.bytes(&value.to_le_bytes());
+}
+
+/// Gives the guest's MXCSR back to the vCPU if the host's unit has it, and the
+/// host's to the engine; uses the flags.
+fn put_mxcsr(e: &mut Emitter) {
+    e.arithmetic(false, 7, cpu(at::MXCSR_LIVE), 0);
+    let no_float = e.branch(4);
+    e.modrm(LDMXCSR, 3, cpu(at::MXCSR));
+    e.modrm(LDMXCSR, 2, cpu(at::MXCSR_HOST));
+    e.bind(no_float);
 }
 
 /// Adds `n` to the count of retired instructions, which is in XMM15: so it

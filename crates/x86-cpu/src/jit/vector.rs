@@ -1,12 +1,17 @@
-//! Vector instructions that translated code executes itself: moves, logic and
-//! integer arithmetic of SSE2, AVX and AVX2, which neither look at MXCSR nor
-//! touch the flags.
+//! Vector instructions that translated code executes itself: moves, logic,
+//! integer and floating-point arithmetic of SSE2 to SSE4.2, AVX, AVX2 and FMA.
 //!
 //! Vector registers stay in [`Cpu::vec`]. An instruction loads its operands
 //! into XMM0 to XMM2, runs on those, and stores its result: no register is
 //! live between instructions, so nothing has to be saved around calls.
-//! Everything else (floating point, comparisons that set flags, gathers) is
-//! interpreted.
+//!
+//! Floating point looks at MXCSR and leaves its exception flags there. A block
+//! with such an instruction loads the guest's MXCSR when it is entered, unless
+//! the host's unit has it already (`Frame::mxcsr_live`); it goes back to the
+//! [`Cpu`] when translated code calls or is left. With an exception unmasked, such
+//! blocks are interpreted.
+//!
+//! Everything else (gathers, masked moves, x87) is interpreted.
 
 use core::mem::offset_of;
 
@@ -29,7 +34,7 @@ pub(super) struct Vector {
     kind: Kind,
     /// 0, 66, F3 or F2, numbered as VEX does.
     prefix: u8,
-    /// 1: 0F; 2: 0F 38.
+    /// 1: 0F; 2: 0F 38; 3: 0F 3A.
     map: u8,
     opcode: u8,
     wide: bool,
@@ -40,6 +45,8 @@ pub(super) struct Vector {
     rm: Option<u8>,
     immediate: Option<u8>,
     memory: Option<Memory>,
+    /// Looks at MXCSR.
+    float: bool,
 }
 
 /// Which operands are what.
@@ -55,6 +62,10 @@ enum Kind {
     ToGeneral,
     /// General `reg` from vector `rm`.
     Mask,
+    /// Vector `reg`, or the further operand, with general `rm` converted into it.
+    Convert,
+    /// Flags from `reg` and `rm`.
+    Compare,
     /// A shift of vector `rm` by an immediate, to itself or the further operand.
     Shift,
     /// VZEROUPPER.
@@ -80,6 +91,7 @@ pub(super) fn of(insn: &Instruction, bytes: &[u8], plan: &Plan) -> Option<Vector
     };
     let mut v = parse(bytes)?;
     v.memory = op.memory;
+    v.float = op.is_float();
     v.kind = kind(&v)?;
     if v.kind != Kind::ZeroUpper {
         let in_memory = insn.op_kinds().any(|k| k == OpKind::Memory);
@@ -121,7 +133,17 @@ fn parse(bytes: &[u8]) -> Option<Vector> {
         byte = next()?;
     }
     let opcode = match byte {
-        0x0f => next()?,
+        0x0f => match next()? {
+            0x38 => {
+                map = 2;
+                next()?
+            }
+            0x3a => {
+                map = 3;
+                next()?
+            }
+            opcode => opcode,
+        },
         0xc5 if prefix == 0 && rex == 0 => {
             let b = next()?;
             rex = (!b & 0x80) >> 5;
@@ -139,7 +161,7 @@ fn parse(bytes: &[u8]) -> Option<Vector> {
         }
         _ => return None,
     };
-    if !(1..=2).contains(&map) || vex.is_none() && matches!(opcode, 0x38 | 0x3a) {
+    if !(1..=3).contains(&map) {
         return None;
     }
     let mut v = Vector {
@@ -153,6 +175,7 @@ fn parse(bytes: &[u8]) -> Option<Vector> {
         rm: None,
         immediate: None,
         memory: None,
+        float: false,
     };
     if v.map == 1 && v.opcode == 0x77 {
         return Some(v);
@@ -167,25 +190,40 @@ fn parse(bytes: &[u8]) -> Option<Vector> {
 }
 
 fn takes_immediate(v: &Vector) -> bool {
-    v.map == 1 && matches!(v.opcode, 0x70..=0x73 | 0xc6)
+    v.map == 3 || v.map == 1 && matches!(v.opcode, 0x70..=0x73 | 0xc2 | 0xc6)
 }
 
 fn kind(v: &Vector) -> Option<Kind> {
-    let vex = v.vex.is_some();
-    if v.map == 2 {
-        // VPSHUFB, VPBROADCASTD, Q, B and W.
-        let known = vex && v.prefix == 1 && matches!(v.opcode, 0x00 | 0x58 | 0x59 | 0x78 | 0x79);
-        return known.then_some(Kind::Operation);
+    match v.map {
+        1 => kind_one(v),
+        2 => kind_two(v),
+        _ => kind_three(v),
     }
+}
+
+/// Behind 0F.
+fn kind_one(v: &Vector) -> Option<Kind> {
+    let vex = v.vex.is_some();
     let plain = v.prefix <= 1;
     let integer = v.prefix == 1;
     // In its register form, a scalar move takes the rest from elsewhere.
-    let scalar = !plain && !vex;
+    let scalar = !plain && (!vex || v.rm.is_none());
     Some(match v.opcode {
         0x10 if plain || scalar => Kind::Operation,
         0x11 if plain || scalar => Kind::Store,
+        // MOVLPS to MOVHPD, MOVSLDUP, MOVDDUP, MOVSHDUP.
+        0x12 | 0x16 if plain || !vex => Kind::Operation,
+        0x13 | 0x17 if plain && v.rm.is_none() => Kind::Store,
         0x28 if plain => Kind::Operation,
         0x29 if plain => Kind::Store,
+        0x2a if !plain => Kind::Convert,
+        0x2c | 0x2d if !plain => Kind::Mask,
+        0x2e | 0x2f if plain => Kind::Compare,
+        0x51 | 0x58 | 0x59 | 0x5a | 0x5c..=0x5f | 0xc2 => Kind::Operation,
+        0x52 | 0x53 if matches!(v.prefix, 0 | 2) => Kind::Operation,
+        0x5b if v.prefix != 3 => Kind::Operation,
+        0xe6 if v.prefix != 0 => Kind::Operation,
+        0x7c | 0x7d | 0xd0 if matches!(v.prefix, 1 | 3) => Kind::Operation,
         0x14 | 0x15 | 0x54..=0x57 | 0xc6 if plain => Kind::Operation,
         0x50 if plain && v.rm.is_some() => Kind::Mask,
         0x60..=0x6d if integer => Kind::Operation,
@@ -207,10 +245,58 @@ fn kind(v: &Vector) -> Option<Kind> {
     })
 }
 
+/// Behind 0F 38.
+fn kind_two(v: &Vector) -> Option<Kind> {
+    if v.prefix != 1 {
+        return None;
+    }
+    let vex = v.vex.is_some();
+    Some(match v.opcode {
+        // PSHUFB to PMULHRSW, PMULDQ, PCMPEQQ, PACKUSDW, PCMPGTQ to PMULLD, AES rounds.
+        0x00..=0x0b | 0x28 | 0x29 | 0x2b | 0x37..=0x40 | 0xdc..=0xdf => Kind::Operation,
+        // PABS, PMOVSX, PMOVZX.
+        0x1c..=0x1e | 0x20..=0x25 | 0x30..=0x35 => Kind::Operation,
+        0x17 => Kind::Compare,
+        // Broadcasts, and shifts by vectors.
+        0x58 | 0x59 | 0x78 | 0x79 | 0x45..=0x47 if vex => Kind::Operation,
+        0x96..=0x9f | 0xa6..=0xaf | 0xb6..=0xbf if vex => Kind::Operation,
+        _ => return None,
+    })
+}
+
+/// Behind 0F 3A: rounding, PBLENDW, PALIGNR, PCLMULQDQ.
+fn kind_three(v: &Vector) -> Option<Kind> {
+    let known = v.prefix == 1 && matches!(v.opcode, 0x08..=0x0b | 0x0e | 0x0f | 0x44);
+    known.then_some(Kind::Operation)
+}
+
+/// Whether VEX names no operand besides: its field must say so.
+fn is_unary(v: &Vector) -> bool {
+    let packed = v.prefix <= 1;
+    match (v.map, v.opcode) {
+        (1, 0x10 | 0x28 | 0x6f | 0x70 | 0x7e | 0x5b | 0xe6) => true,
+        (1, 0x51 | 0x5a) => packed,
+        (1, 0x52 | 0x53) => v.prefix == 0,
+        (2, 0x1c..=0x1e | 0x20..=0x25 | 0x30..=0x35 | 0x58 | 0x59 | 0x78 | 0x79) => true,
+        (3, 0x08 | 0x09) => true,
+        _ => false,
+    }
+}
+
 impl Vector {
     /// Whether it leaves something in the upper halves of scratch registers.
     pub(super) fn is_vex(&self) -> bool {
         self.vex.is_some() && self.kind != Kind::ZeroUpper
+    }
+
+    /// Whether it looks at MXCSR.
+    pub(super) fn is_float(&self) -> bool {
+        self.float
+    }
+
+    /// Whether it overwrites all arithmetic flags.
+    pub(super) fn kills_flags(&self) -> bool {
+        self.kind == Kind::Compare
     }
 }
 
@@ -269,10 +355,30 @@ impl Translator<'_> {
                 }
             }
             Kind::Mask => {
-                self.load_vector(v, X1, rm);
+                let from = memory.unwrap_or_else(|| {
+                    self.load_vector(v, X1, rm);
+                    Rm::Reg(X1)
+                });
                 let to = self.fetch(v.reg, T1, false);
-                self.run(v, to, Rm::Reg(X1), 0);
+                self.run(v, to, from, 0);
                 self.put_back(v.reg, to);
+            }
+            Kind::Convert => {
+                let from = memory.unwrap_or_else(|| Rm::Reg(self.fetch(rm, T0, true)));
+                if v.vex.is_none() {
+                    self.load_vector(v, X0, v.reg);
+                }
+                let further = self.further(v);
+                self.run(v, X0, from, further);
+                self.store_vector(v, v.reg, X0);
+            }
+            Kind::Compare => {
+                self.load_vector(v, X0, v.reg);
+                let from = memory.unwrap_or_else(|| {
+                    self.load_vector(v, X1, rm);
+                    Rm::Reg(X1)
+                });
+                self.run(v, X0, from, 0);
             }
             Kind::Shift => {
                 self.load_vector(v, X1, rm);
@@ -298,13 +404,7 @@ impl Translator<'_> {
     /// Loads the operand that VEX names besides.
     fn further(&mut self, v: &Vector) -> u8 {
         let Some((_, n)) = v.vex else { return 0 };
-        // Where there is none, the field must say so: register 0 does.
-        let none = match (v.map, v.opcode) {
-            (1, 0x10 | 0x28 | 0x6f | 0x70 | 0x7e) => true,
-            (2, opcode) => opcode != 0,
-            _ => false,
-        };
-        if none {
+        if is_unary(v) {
             return 0;
         }
         self.load_vector(v, X2, n);
@@ -319,12 +419,17 @@ impl Translator<'_> {
             }
             None => {
                 let prefix = [None, Some(0x66), Some(0xf3), Some(0xf2)];
+                let escaped = [0x0f, if v.map == 2 { 0x38 } else { 0x3a }, v.opcode];
                 let op = Opcode {
                     prefix: prefix[usize::from(v.prefix & 3)],
                     lock: false,
                     wide: v.wide,
                     rex: false,
-                    bytes: &[0x0f, v.opcode],
+                    bytes: if v.map == 1 {
+                        &[0x0f, v.opcode]
+                    } else {
+                        &escaped
+                    },
                 };
                 self.e.modrm(op, reg, rm);
             }

@@ -93,6 +93,13 @@ pub struct Op {
     pub direct: bool,
 }
 
+impl Op {
+    /// Whether it looks at MXCSR.
+    pub(crate) fn is_float(&self) -> bool {
+        matches!(self.kind, Kind::Native { float: true, .. })
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
     Native { float: bool, mmx: bool },

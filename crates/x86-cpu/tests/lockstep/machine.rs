@@ -145,6 +145,7 @@ fn executable(len: usize) -> NonNull<u8> {
 pub(crate) struct Registers {
     general: [u64; 16],
     rflags: u64,
+    mxcsr: u32,
     times: u8,
 }
 
@@ -163,6 +164,11 @@ impl Registers {
         Self {
             general,
             rflags: rng.next() & 0x8d5 | 2,
+            mxcsr: match rng.below(4) {
+                0 => rng.next() as u32 & 0xffff,
+                1 => rng.next() as u32 & 0xffff | 0x1f80,
+                _ => 0x1f80,
+            },
             times: 1 + rng.below(4) as u8,
         }
     }
@@ -176,6 +182,7 @@ pub(crate) struct Outcome {
     rip: u64,
     rflags: u64,
     cr2: u64,
+    mxcsr: u32,
     retired: u64,
     vectors: Vec<[u8; 64]>,
     ram: Vec<u8>,
@@ -201,6 +208,7 @@ impl Outcome {
             ("rip", self.rip, other.rip),
             ("rflags", self.rflags, other.rflags),
             ("cr2", self.cr2, other.cr2),
+            ("mxcsr", self.mxcsr.into(), other.mxcsr.into()),
             ("retired", self.retired, other.retired),
         ] {
             if a != b {
@@ -329,6 +337,7 @@ impl Machine {
             rip: self.cpu.rip,
             rflags: if forgiven { 0 } else { self.cpu.rflags() },
             cr2: self.cpu.cr2,
+            mxcsr: self.cpu.mxcsr(),
             retired: self.cpu.retired - before,
             vectors: self.cpu.vec.iter().map(|v| v.0).collect(),
             ram,
@@ -384,6 +393,7 @@ impl Machine {
                 *b = bytes[i & 7].wrapping_mul(i as u8 | 1);
             }
         }
+        cpu.set_mxcsr(registers.mxcsr);
         cpu.set_rflags(registers.rflags);
         cpu.flush_tlb(false);
         cpu.update_mode();
