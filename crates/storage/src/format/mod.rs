@@ -9,6 +9,7 @@ pub mod probe;
 pub mod qcow2;
 pub mod raw;
 pub mod vhd;
+pub mod vhdx;
 
 /// How an image is laid out in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,13 +18,15 @@ pub enum Format {
     Raw,
     /// QEMU's copy-on-write format, versions 2 and 3.
     Qcow2,
-    /// Microsoft's older format, fixed or dynamic.
+    /// Microsoft's older format: fixed, dynamic or differencing.
     Vhd,
+    /// Microsoft's newer format: fixed, dynamic or differencing.
+    Vhdx,
 }
 
 impl Format {
     /// All formats.
-    pub const ALL: [Self; 3] = [Self::Raw, Self::Qcow2, Self::Vhd];
+    pub const ALL: [Self; 4] = [Self::Raw, Self::Qcow2, Self::Vhd, Self::Vhdx];
 
     /// The name that people write.
     pub fn name(self) -> &'static str {
@@ -31,6 +34,7 @@ impl Format {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
             Self::Vhd => "vhd",
+            Self::Vhdx => "vhdx",
         }
     }
 
@@ -45,6 +49,7 @@ impl Format {
             Self::Raw => Rc::new(raw::Raw::new(file, write)),
             Self::Qcow2 => Rc::new(qcow2::Qcow2::open(file, write, opener).await?),
             Self::Vhd => Rc::new(vhd::Vhd::open(file, write).await?),
+            Self::Vhdx => Rc::new(vhdx::Vhdx::open(file, write, opener).await?),
         })
     }
 }
