@@ -17,7 +17,7 @@ use crate::{
     format::{
         FormatError, probe,
         qcow2::{self, CheckReport, Compression, Qcow2, SnapshotInfo},
-        vhd,
+        vhd::{self, Vhd},
         vhdx::{self, Vhdx},
     },
     layer::Guid,
@@ -245,7 +245,9 @@ async fn create_in(runtime: &Runtime, new: &NewImage) -> Result<(), OpenError> {
         }
         Format::Vhd => {
             let file: Rc<dyn Layer> = file;
-            let made = vhd::create(&file, size, !new.fixed).await;
+            let parent = parent_of(runtime, new).await?;
+            let parent = parent.map(|(path, id)| vhd::Parent { id, path });
+            let made = vhd::create(&file, size, !new.fixed, parent.as_ref()).await;
             made.map_err(refused(&new.path, new.format))
         }
         Format::Vhdx => {
@@ -314,8 +316,18 @@ pub fn info(path: &Path, format: Option<Format>) -> Result<ImageInfo, OpenError>
             blocks: None,
         };
         if format == Format::Vhd {
-            let image = vhd::Vhd::open(file.clone(), false).await;
-            info.size = image.map_err(refused(path, format))?.shape().size;
+            let image = Vhd::open_tables(file.clone()).await;
+            let image = image.map_err(refused(path, format))?;
+            let shape = image.shape();
+            info.size = shape.size;
+            info.blocks = Some(BlocksInfo {
+                block: match shape.kind {
+                    vhd::Kind::Fixed => None,
+                    vhd::Kind::Dynamic { block, .. } => Some(block.into()),
+                },
+                fixed: shape.kind == vhd::Kind::Fixed,
+                parent: shape.parent.as_ref().map(|parent| parent.path.clone()),
+            });
         }
         if format == Format::Vhdx {
             let image = Vhdx::open_tables(file.clone()).await;
@@ -366,7 +378,7 @@ pub fn check(path: &Path, format: Option<Format>, repair: bool) -> Result<CheckR
             Format::Raw => Ok(CheckReport::default()),
             // To open it is to check it.
             Format::Vhd => {
-                let image = crate::format::vhd::Vhd::open(file, false).await;
+                let image = Vhd::open_tables(file).await;
                 image.map_err(refused(path, format))?;
                 Ok(CheckReport::default())
             }

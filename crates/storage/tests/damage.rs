@@ -198,7 +198,7 @@ fn large_blocks_do_not_reach_what_follows_the_disk() {
     let bytes = runtime().block_on(async {
         let file = layer(&[]);
         let image: Rc<dyn Layer> = file.clone();
-        vhd::create(&image, 9 * 512, false).await.unwrap();
+        vhd::create(&image, 9 * 512, false, None).await.unwrap();
         file.file().content()
     });
     fs::write(&path, &bytes).unwrap();

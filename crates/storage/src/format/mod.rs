@@ -48,7 +48,7 @@ impl Format {
         Ok(match self {
             Self::Raw => Rc::new(raw::Raw::new(file, write)),
             Self::Qcow2 => Rc::new(qcow2::Qcow2::open(file, write, opener).await?),
-            Self::Vhd => Rc::new(vhd::Vhd::open(file, write).await?),
+            Self::Vhd => Rc::new(vhd::Vhd::open(file, write, opener).await?),
             Self::Vhdx => Rc::new(vhdx::Vhdx::open(file, write, opener).await?),
         })
     }
