@@ -19,6 +19,7 @@ use crate::{
         qcow2::{self, CheckReport, Compression, Qcow2, SnapshotInfo},
         vhd::{self, Vhd},
         vhdx::{self, Vhdx},
+        vmdk::Vmdk,
     },
     layer::Guid,
     open_image,
@@ -77,6 +78,8 @@ pub struct BlocksInfo {
     pub fixed: bool,
     /// The image that this one is a difference to, as it is named.
     pub parent: Option<String>,
+    /// The files that the disk is in besides, as they are named.
+    pub files: Vec<String>,
 }
 
 /// What an image in qcow2 has besides.
@@ -250,6 +253,9 @@ async fn create_in(runtime: &Runtime, new: &NewImage) -> Result<(), OpenError> {
             let made = vhd::create(&file, size, !new.fixed, parent.as_ref()).await;
             made.map_err(refused(&new.path, new.format))
         }
+        Format::Vmdk => Err(fail(
+            "a VMDK can only be read here; make one with `qemu-img`",
+        )),
         Format::Vhdx => {
             let usual = vhdx::CreateOptions::new(size);
             let options = vhdx::CreateOptions {
@@ -327,6 +333,18 @@ pub fn info(path: &Path, format: Option<Format>) -> Result<ImageInfo, OpenError>
                 },
                 fixed: shape.kind == vhd::Kind::Fixed,
                 parent: shape.parent.as_ref().map(|parent| parent.path.clone()),
+                files: Vec::new(),
+            });
+        }
+        if format == Format::Vmdk {
+            let described = Vmdk::describe(file.clone()).await;
+            let (size, grain, files) = described.map_err(refused(path, format))?;
+            info.size = size;
+            info.blocks = Some(BlocksInfo {
+                block: grain,
+                fixed: false,
+                parent: None,
+                files,
             });
         }
         if format == Format::Vhdx {
@@ -341,6 +359,7 @@ pub fn info(path: &Path, format: Option<Format>) -> Result<ImageInfo, OpenError>
                     let unknown = || "a path of Windows".to_owned();
                     parent.path.clone().unwrap_or_else(unknown)
                 }),
+                files: Vec::new(),
             });
         }
         if format == Format::Qcow2 {
@@ -380,6 +399,11 @@ pub fn check(path: &Path, format: Option<Format>, repair: bool) -> Result<CheckR
             Format::Vhd => {
                 let image = Vhd::open_tables(file).await;
                 image.map_err(refused(path, format))?;
+                Ok(CheckReport::default())
+            }
+            Format::Vmdk => {
+                let described = Vmdk::describe(file).await;
+                described.map_err(refused(path, format))?;
                 Ok(CheckReport::default())
             }
             Format::Vhdx => {

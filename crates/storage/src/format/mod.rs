@@ -10,6 +10,7 @@ pub mod qcow2;
 pub mod raw;
 pub mod vhd;
 pub mod vhdx;
+pub mod vmdk;
 
 /// How an image is laid out in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,11 +23,13 @@ pub enum Format {
     Vhd,
     /// Microsoft's newer format: fixed, dynamic or differencing.
     Vhdx,
+    /// VMware's format, read only.
+    Vmdk,
 }
 
 impl Format {
     /// All formats.
-    pub const ALL: [Self; 4] = [Self::Raw, Self::Qcow2, Self::Vhd, Self::Vhdx];
+    pub const ALL: [Self; 5] = [Self::Raw, Self::Qcow2, Self::Vhd, Self::Vhdx, Self::Vmdk];
 
     /// The name that people write.
     pub fn name(self) -> &'static str {
@@ -35,6 +38,7 @@ impl Format {
             Self::Qcow2 => "qcow2",
             Self::Vhd => "vhd",
             Self::Vhdx => "vhdx",
+            Self::Vmdk => "vmdk",
         }
     }
 
@@ -50,6 +54,7 @@ impl Format {
             Self::Qcow2 => Rc::new(qcow2::Qcow2::open(file, write, opener).await?),
             Self::Vhd => Rc::new(vhd::Vhd::open(file, write, opener).await?),
             Self::Vhdx => Rc::new(vhdx::Vhdx::open(file, write, opener).await?),
+            Self::Vmdk => Rc::new(vmdk::Vmdk::open(file, write, opener).await?),
         })
     }
 }
