@@ -176,11 +176,12 @@ pub(super) struct Layout {
 
 impl Layout {
     pub(super) async fn read(file: &dyn Layer) -> Result<Self, FormatError> {
-        let head = read_bytes(file, 0, MIB as usize).await?;
+        let end = REGION_TABLES[1] as usize + REGION_TABLE_LEN;
+        let head = read_bytes(file, 0, end).await?;
         Self::parse(&head, file.size())
     }
 
-    /// Parses the first mebibyte of a file of `file_size` bytes.
+    /// Parses what is before the end of the region tables, in a file of `file_size` bytes.
     pub(super) fn parse(head: &[u8], file_size: u64) -> Result<Self, FormatError> {
         if !head.starts_with(SIGNATURE) {
             return Err(refused("it does not begin as a VHDX does"));
