@@ -7,7 +7,10 @@ use caisson_memory::Pinned;
 use caisson_storage::{
     EngineKind, Layer, Runtime,
     file::{FileLayer, MemoryFile},
-    format::vhd::{Shape, Vhd},
+    format::{
+        NoOthers,
+        vhd::{Shape, Vhd},
+    },
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -33,7 +36,7 @@ fuzz_target!(|input: &[u8]| {
 
 async fn use_it(bytes: &[u8]) {
     let file = FileLayer::new(MemoryFile::new(bytes), None).expect("memory has a length");
-    let Ok(disk) = Vhd::open(Rc::new(file), true).await else {
+    let Ok(disk) = Vhd::open(Rc::new(file), true, &NoOthers).await else {
         return;
     };
     let size = disk.size();

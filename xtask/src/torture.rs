@@ -3,12 +3,15 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use caisson_storage::torture::{Tally, Torture};
+use caisson_storage::{
+    Format,
+    torture::{Tally, Torture},
+};
 
 /// Which torture.
 #[derive(clap::Subcommand)]
 pub(crate) enum Target {
-    /// Power cuts and failing calls under qcow2 images, at every write.
+    /// Power cuts and failing calls under images that are written to, at every write.
     Disk(Options),
 }
 
@@ -36,18 +39,23 @@ impl Target {
         let mut sum = Tally::default();
         let mut seed = options.seed;
         while Instant::now() < end && options.seeds.is_none_or(|n| seed - options.seed < n) {
-            let torture = Torture::by_seed(seed);
-            match torture.run() {
-                Ok(tally) => {
-                    sum.cuts += tally.cuts;
-                    sum.images += tally.images;
-                    sum.leaks += tally.leaks;
+            for torture in [
+                Torture::by_seed(seed),
+                Torture::of_blocks(Format::Vhd, seed),
+                Torture::of_blocks(Format::Vhdx, seed),
+            ] {
+                match torture.run() {
+                    Ok(tally) => {
+                        sum.cuts += tally.cuts;
+                        sum.images += tally.images;
+                        sum.leaks += tally.leaks;
+                    }
+                    Err(why) => bail!("seed {seed}: {why}"),
                 }
-                Err(why) => bail!("seed {seed}: {why}"),
-            }
-            for errno in ERRORS {
-                if let Err(why) = torture.run_with_faults(errno) {
-                    bail!("seed {seed}: {why}");
+                for errno in ERRORS {
+                    if let Err(why) = torture.run_with_faults(errno) {
+                        bail!("seed {seed}: {why}");
+                    }
                 }
             }
             seed += 1;

@@ -25,6 +25,7 @@ pub(crate) fn run(args: &DiskArgs) -> Result<Exit> {
             size,
             format,
             cluster,
+            fixed,
             backing,
             backing_format,
         } => {
@@ -39,6 +40,7 @@ pub(crate) fn run(args: &DiskArgs) -> Result<Exit> {
                 format: format_for(path, *format)?,
                 size: size.map(ByteSize::bytes),
                 cluster: cluster.map(cluster_size).transpose()?,
+                fixed: *fixed,
                 version: None,
                 backing: backing.clone().zip(*backing_format),
             })?;
@@ -76,6 +78,7 @@ pub(crate) fn run(args: &DiskArgs) -> Result<Exit> {
             format,
             to_format,
             cluster,
+            fixed,
             allow_backing,
             quiet,
         } => {
@@ -84,6 +87,7 @@ pub(crate) fn run(args: &DiskArgs) -> Result<Exit> {
                 format: format_for(to, *to_format)?,
                 size: None,
                 cluster: cluster.map(cluster_size).transpose()?,
+                fixed: *fixed,
                 version: None,
                 backing: None,
             };
@@ -140,15 +144,19 @@ fn format_for(path: &Path, said: Option<Format>) -> Result<Format> {
     said.or_else(named).ok_or_else(|| {
         let error = OpenError::Ambiguous {
             path: path.to_owned(),
-            why: "its name ends in none of .raw, .img, .qcow2 and .vhd".into(),
+            why: "its name ends in none of .raw, .img, .qcow2, .vhd and .vhdx".into(),
         };
         UsageError(error.to_string()).into()
     })
 }
 
 fn cluster_size(size: ByteSize) -> Result<u32> {
-    u32::try_from(size.bytes())
-        .map_err(|_| UsageError(format!("a cluster of {size} is too large; 2M is the most")).into())
+    u32::try_from(size.bytes()).map_err(|_| {
+        UsageError(format!(
+            "a cluster of {size} is too large; 256M is the most"
+        ))
+        .into()
+    })
 }
 
 fn print<T: Serialize>(value: &T, json: bool, text: impl FnOnce(&T) -> String) -> Result<()> {
@@ -174,6 +182,18 @@ struct InfoRow {
     file_used: u64,
     #[serde(skip_serializing_if = "Option::is_none", flatten)]
     qcow2: Option<Qcow2Row>,
+    #[serde(skip_serializing_if = "Option::is_none", flatten)]
+    blocks: Option<BlocksRow>,
+}
+
+/// What the other formats have that are made of blocks.
+#[derive(Debug, Serialize)]
+struct BlocksRow {
+    /// Bytes; `None` where the disk lies in one piece.
+    block: Option<u64>,
+    fixed: bool,
+    parent: Option<String>,
+    files: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -213,6 +233,12 @@ impl InfoRow {
             file_length: info.file_len,
             file_used: info.file_used,
             qcow2,
+            blocks: info.blocks.as_ref().map(|b| BlocksRow {
+                block: b.block,
+                fixed: b.fixed,
+                parent: b.parent.clone(),
+                files: b.files.clone(),
+            }),
         }
     }
 
@@ -243,6 +269,20 @@ impl InfoRow {
             }
             if !q.snapshots.is_empty() {
                 lines.push(("snapshots", q.snapshots.len().to_string()));
+            }
+        }
+        if let Some(b) = &self.blocks {
+            if let Some(block) = b.block {
+                lines.push(("block", human_bytes(block)));
+            }
+            if b.fixed {
+                lines.push(("fixed", "yes: all of the disk is in the file".into()));
+            }
+            if let Some(parent) = &b.parent {
+                lines.push(("parent", parent.clone()));
+            }
+            if !b.files.is_empty() {
+                lines.push(("files", b.files.join(", ")));
             }
         }
         lines.iter().fold(String::new(), |text, (key, value)| {

@@ -42,6 +42,19 @@ fn images_are_made_looked_at_grown_and_copied() {
     assert!(done(&bench, "info copy.vhd").contains("2999808 bytes"));
     done(&bench, "convert copy.vhd again.raw");
     assert!(fs::read(bench.path("again.raw")).unwrap() == content);
+    done(&bench, "convert copy.qcow2 copy.vhdx --cluster 1M");
+    let info: serde_json::Value =
+        serde_json::from_str(&done(&bench, "info copy.vhdx --json")).unwrap();
+    assert_eq!(info["format"], "vhdx");
+    assert_eq!(info["size"], 2_999_808);
+    assert_eq!(info["block"], 1 << 20);
+    assert!(done(&bench, "check copy.vhdx").contains("nothing is wrong"));
+    done(&bench, "resize copy.vhdx +1M");
+    done(&bench, "convert copy.vhdx from-vhdx.raw");
+    let grown = fs::read(bench.path("from-vhdx.raw")).unwrap();
+    assert!(grown[..content.len()] == *content && grown.len() == content.len() + (1 << 20));
+    done(&bench, "convert copy.qcow2 fixed.vhd --fixed");
+    assert!(done(&bench, "info fixed.vhd").contains("all of the disk"));
     done(&bench, "resize copy.qcow2 +1M");
     done(&bench, "convert copy.qcow2 grown.img");
     let grown = fs::read(bench.path("grown.img")).unwrap();
@@ -60,6 +73,19 @@ fn clones_snapshots_and_their_undoing() {
     done(&bench, clone);
     refused(&bench, "convert clone.qcow2 out.raw", 1, "--allow-backing");
     assert!(!bench.path("out.raw").exists(), "a failed copy stays");
+    for format in ["vhd", "vhdx"] {
+        done(&bench, &format!("convert base.raw base.{format}"));
+        let backing = format!("--backing base.{format} --backing-format {format}");
+        done(&bench, &format!("create clone.{format} {backing}"));
+        assert!(done(&bench, &format!("info clone.{format}")).contains("parent"));
+        let copy = format!("convert clone.{format} {format}.raw");
+        refused(&bench, &copy, 1, "not allowed");
+        done(&bench, &format!("{copy} --allow-backing"));
+        let copied = fs::read(bench.path(&format!("{format}.raw"))).unwrap();
+        assert!(copied == vec![7; 1 << 20]);
+    }
+    let mixed = "create mixed.vhdx --backing base.vhd --backing-format vhd";
+    refused(&bench, mixed, 1, "one in vhdx only");
     done(&bench, "snapshot create clone.qcow2 clean");
     refused(&bench, "snapshot create clone.qcow2 clean", 1, "already");
     done(&bench, "resize clone.qcow2 2M --allow-backing");
@@ -83,6 +109,9 @@ fn what_makes_no_sense_is_refused_and_nothing_is_overwritten() {
     refused(&bench, "create new.qcow2", 2, "size");
     refused(&bench, "create new.bin 1M", 2, "format=");
     refused(&bench, "create new.raw 1000B", 1, "multiple of 512");
+    refused(&bench, "create new.vmdk 1M", 1, "only be read");
+    refused(&bench, "create new.qcow2 1M --fixed", 1, "can be fixed");
+    refused(&bench, "create new.vhd 1M --cluster 1M", 1, "clusters");
     assert!(!bench.path("new.raw").exists());
     refused(
         &bench,
@@ -96,7 +125,7 @@ fn what_makes_no_sense_is_refused_and_nothing_is_overwritten() {
         &bench,
         "info there.raw --format vdi",
         2,
-        "known are raw, qcow2, vhd",
+        "known are raw, qcow2, vhd, vhdx, vmdk",
     );
     refused(
         &bench,

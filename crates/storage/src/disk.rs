@@ -105,7 +105,7 @@ impl Disk {
         let made = thread.ask(move |runtime| async move {
             let layer = make(runtime.clone()).await?;
             let traits = layer.traits();
-            let size = layer.size().next_multiple_of(logical_block.into());
+            let size = whole_blocks(layer.size(), logical_block);
             let shared = Arc::new(Shared {
                 info: BlockInfo {
                     size,
@@ -202,6 +202,13 @@ impl BlockBackend for Disk {
             _ => Poll::Pending,
         }
     }
+}
+
+/// What a device shows of a disk of `size` bytes: the last sector whole, and no larger block that is there in part only,
+/// because what an image has after the disk's end is not the guest's.
+fn whole_blocks(size: u64, logical_block: u32) -> u64 {
+    let block = u64::from(logical_block.max(512));
+    size.div_ceil(512).saturating_mul(512) / block * block
 }
 
 /// The disk's task: starts requests and obeys commands until the disk is closed.

@@ -42,6 +42,9 @@ pub struct Traits {
     pub write_cache: bool,
 }
 
+/// A GUID as it lies in files.
+pub type Guid = [u8; 16];
+
 /// Bytes by offset: a file of the host's, an image in a file, memory, or something that sits between. All layers of a
 /// disk live on one thread.
 ///
@@ -80,6 +83,11 @@ pub trait Layer {
     fn close<'a>(&'a self) -> Answer<'a> {
         self.flush()
     }
+
+    /// What images that are stored as differences to this one know it by, in formats that have that.
+    fn identity(&self) -> Option<Guid> {
+        None
+    }
 }
 
 impl<L: Layer + ?Sized> Layer for Rc<L> {
@@ -112,6 +120,9 @@ impl<L: Layer + ?Sized> Layer for Rc<L> {
     }
     fn close<'a>(&'a self) -> Answer<'a> {
         (**self).close()
+    }
+    fn identity(&self) -> Option<Guid> {
+        (**self).identity()
     }
 }
 

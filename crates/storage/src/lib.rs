@@ -24,6 +24,6 @@ pub use disk::Disk;
 pub use error::OpenError;
 pub use format::Format;
 pub use layer::{Content, Extent, Layer, Traits};
-pub use limit::{Limits, Rate, RateLimit};
+pub use limit::{LimitState, Limits, Rate, RateLimit};
 pub use open::{BackingPolicy, DiskOptions, Ephemeral, open_image};
 pub use runtime::{EngineKind, IoThread, Runtime};

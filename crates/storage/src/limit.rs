@@ -109,6 +109,36 @@ impl Budget {
         Some(left.unwrap_or(Duration::MAX).max(Duration::from_nanos(1)))
     }
 
+    /// What is left of the budget, or by how much it is overdrawn.
+    fn credit(&self, now: Instant) -> i64 {
+        let Some(rate) = self.rate else {
+            return 0;
+        };
+        let reached = self.at(now).min(self.taken + rate.burst_in_use());
+        let whole = |n: u128| i64::try_from(n).unwrap_or(i64::MAX);
+        match reached.checked_sub(self.taken) {
+            Some(left) => whole(left),
+            None => -whole(self.taken - reached),
+        }
+    }
+
+    /// A budget with so much left, at most the burst.
+    fn with_credit(rate: Option<Rate>, credit: i64, now: Instant) -> Self {
+        let burst = rate.map_or(0, |rate| rate.burst_in_use());
+        let amount = u128::from(credit.unsigned_abs());
+        let (base, taken) = if credit < 0 {
+            (0, amount)
+        } else {
+            (amount.min(burst), 0)
+        };
+        Self {
+            rate,
+            origin: now,
+            base,
+            taken,
+        }
+    }
+
     fn set(&mut self, rate: Option<Rate>, now: Instant) {
         let reached = self.at(now);
         *self = match (self.rate, rate) {
@@ -143,6 +173,17 @@ impl State {
     }
 }
 
+/// A limit as it is saved with a machine: a guest gains nothing by being saved and restored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LimitState {
+    /// What is limited.
+    pub limits: Limits,
+    /// How many bytes may follow at once; negative: how many were taken in advance.
+    pub bytes: i64,
+    /// The same of operations.
+    pub operations: i64,
+}
+
 /// A limit that one disk or several share. Clones are the same limit.
 #[derive(Clone)]
 pub struct RateLimit {
@@ -161,6 +202,33 @@ impl RateLimit {
                 waiting: HashMap::new(),
             })),
         }
+    }
+
+    /// The limit as it is now. Operations that wait are not in it: what is saved with them under way takes its place again.
+    pub fn save(&self) -> LimitState {
+        let state = self.state();
+        let now = Instant::now();
+        LimitState {
+            limits: Limits {
+                bytes: state.bytes.rate,
+                operations: state.operations.rate,
+            },
+            bytes: state.bytes.credit(now),
+            operations: state.operations.credit(now),
+        }
+    }
+
+    /// A limit that goes on where another was saved. Any state is taken; none gives more than one burst at once.
+    pub fn restore(saved: &LimitState) -> Self {
+        let now = Instant::now();
+        let (bytes, operations) = (saved.limits.bytes, saved.limits.operations);
+        let limit = Self::new(saved.limits);
+        {
+            let mut state = limit.state();
+            state.bytes = Budget::with_credit(bytes, saved.bytes, now);
+            state.operations = Budget::with_credit(operations, saved.operations, now);
+        }
+        limit
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -292,6 +360,42 @@ mod tests {
         assert_eq!(budget.wait(position, now), None);
         budget.set(rate(10, 0), now);
         assert_eq!(budget.wait(position, now), None);
+    }
+
+    #[test]
+    fn a_saved_budget_goes_on_where_it_was() {
+        let start = Instant::now();
+        let mut budget = Budget::new(rate(1000, 50), start);
+        assert_eq!(budget.credit(start), 50);
+        budget.take(80, start);
+        assert_eq!(budget.credit(start), -30);
+        let later = start + Duration::from_secs(100);
+        let mut restored = Budget::with_credit(rate(1000, 50), budget.credit(start), later);
+        let position = restored.take(1, later);
+        assert_eq!(
+            restored.wait(position, later),
+            Some(Duration::from_millis(30))
+        );
+        // Nobody gets more than a burst, whatever a file says.
+        for credit in [i64::MAX, 51, 50] {
+            let budget = Budget::with_credit(rate(1000, 50), credit, later);
+            assert_eq!(budget.credit(later), 50);
+        }
+        let budget = Budget::with_credit(rate(1000, 50), i64::MIN, later);
+        assert_eq!(budget.credit(later), -i64::MAX);
+        let limit = RateLimit::restore(&LimitState {
+            limits: Limits {
+                bytes: rate(1, 10),
+                operations: None,
+            },
+            bytes: -5000,
+            operations: 7,
+        });
+        let again = limit.save();
+        assert!(
+            (-5000..-4000).contains(&again.bytes) && again.operations == 0,
+            "{again:?}"
+        );
     }
 
     #[test]

@@ -17,8 +17,11 @@ use crate::{
     format::{
         FormatError, probe,
         qcow2::{self, CheckReport, Compression, Qcow2, SnapshotInfo},
-        vhd,
+        vhd::{self, Vhd},
+        vhdx::{self, Vhdx},
+        vmdk::Vmdk,
     },
+    layer::Guid,
     open_image,
     runtime::{LocalFuture, local::join_all},
 };
@@ -39,8 +42,10 @@ pub struct NewImage {
     pub format: Format,
     /// Size of the disk in bytes; of an image with a backing file, that file's if not said.
     pub size: Option<u64>,
-    /// Bytes of a cluster, where the format has clusters.
+    /// Bytes of a cluster of qcow2, or of a block of VHDX.
     pub cluster: Option<u32>,
+    /// Whether all of the disk is in the file from the beginning, for formats that have both.
+    pub fixed: bool,
     /// Version of qcow2.
     pub version: Option<u32>,
     /// Backing file, as it is to stand in the image, and its format.
@@ -60,6 +65,21 @@ pub struct ImageInfo {
     pub file_used: u64,
     /// What only qcow2 has.
     pub qcow2: Option<Qcow2Info>,
+    /// What formats have that are made of blocks, other than qcow2.
+    pub blocks: Option<BlocksInfo>,
+}
+
+/// What an image in VHD, VHDX or VMDK has besides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BlocksInfo {
+    /// Bytes of a block; `None` where the disk lies in one piece.
+    pub block: Option<u64>,
+    /// Whether all of the disk is in the file.
+    pub fixed: bool,
+    /// The image that this one is a difference to, as it is named.
+    pub parent: Option<String>,
+    /// The files that the disk is in besides, as they are named.
+    pub files: Vec<String>,
 }
 
 /// What an image in qcow2 has besides.
@@ -195,13 +215,22 @@ async fn create_in(runtime: &Runtime, new: &NewImage) -> Result<(), OpenError> {
         return Err(fail("a size is a multiple of 512 bytes"));
     }
     let file = open_file(runtime, &new.path, true)?;
+    if new.version.is_some() && new.format != Format::Qcow2 {
+        return Err(fail("only qcow2 has versions"));
+    }
+    if new.fixed && !matches!(new.format, Format::Vhd | Format::Vhdx) {
+        return Err(fail("only VHD and VHDX can be fixed"));
+    }
+    if new.backing.is_some() && new.format == Format::Raw {
+        return Err(fail("a raw image has no backing file"));
+    }
+    if new.cluster.is_some() && !matches!(new.format, Format::Qcow2 | Format::Vhdx) {
+        return Err(fail(
+            "only qcow2 and VHDX have clusters of a size that is chosen",
+        ));
+    }
     match new.format {
         Format::Raw => {
-            if new.backing.is_some() || new.cluster.is_some() || new.version.is_some() {
-                return Err(fail(
-                    "a raw image has neither backing file, clusters nor version",
-                ));
-            }
             file.resize(size).await.map_err(at(&new.path))?;
             file.flush().await.map_err(at(&new.path))
         }
@@ -218,14 +247,60 @@ async fn create_in(runtime: &Runtime, new: &NewImage) -> Result<(), OpenError> {
             made.map_err(refused(&new.path, new.format))
         }
         Format::Vhd => {
-            if new.backing.is_some() || new.cluster.is_some() || new.version.is_some() {
-                return Err(fail("a VHD has neither backing file, clusters nor version"));
-            }
             let file: Rc<dyn Layer> = file;
-            let made = vhd::create(&file, size, true).await;
+            let parent = parent_of(runtime, new).await?;
+            let parent = parent.map(|(path, id)| vhd::Parent { id, path });
+            let made = vhd::create(&file, size, !new.fixed, parent.as_ref()).await;
+            made.map_err(refused(&new.path, new.format))
+        }
+        Format::Vmdk => Err(fail(
+            "a VMDK can only be read here; make one with `qemu-img`",
+        )),
+        Format::Vhdx => {
+            let usual = vhdx::CreateOptions::new(size);
+            let options = vhdx::CreateOptions {
+                block: new.cluster.unwrap_or(usual.block),
+                fixed: new.fixed,
+                parent: parent_of(runtime, new).await?,
+                ..usual
+            };
+            let file: Rc<dyn Layer> = file;
+            let made = vhdx::create(&file, &options).await;
             made.map_err(refused(&new.path, new.format))
         }
     }
+}
+
+/// The image that a new one is a difference to: its name, and what it is known by.
+async fn parent_of(runtime: &Runtime, new: &NewImage) -> Result<Option<(String, Guid)>, OpenError> {
+    let Some((name, format)) = &new.backing else {
+        return Ok(None);
+    };
+    let fail = |why: String| OpenError::Backing {
+        path: new.path.clone(),
+        backing: name.clone(),
+        why,
+    };
+    if *format != new.format {
+        return Err(fail(format!(
+            "an image in {} is a difference to one in {} only",
+            new.format, new.format
+        )));
+    }
+    if Path::new(name).is_absolute() {
+        return Err(fail(
+            "it is named relative to the new image in this format".into(),
+        ));
+    }
+    let folder = new.path.parent().unwrap_or(Path::new(""));
+    let mut options = DiskOptions::new(folder.join(name));
+    options.format = Some(*format);
+    options.backing = BackingPolicy::Allow;
+    let parent = open_image(runtime, &options, false).await?;
+    let id = parent
+        .identity()
+        .ok_or_else(|| fail("it has no identity".into()))?;
+    Ok(Some((name.clone(), id)))
 }
 
 /// Looks at an image without its backing file.
@@ -244,10 +319,48 @@ pub fn info(path: &Path, format: Option<Format>) -> Result<ImageInfo, OpenError>
             file_len: file.size(),
             file_used: metadata.blocks() * 512,
             qcow2: None,
+            blocks: None,
         };
         if format == Format::Vhd {
-            let image = vhd::Vhd::open(file.clone(), false).await;
-            info.size = image.map_err(refused(path, format))?.shape().size;
+            let image = Vhd::open_tables(file.clone()).await;
+            let image = image.map_err(refused(path, format))?;
+            let shape = image.shape();
+            info.size = shape.size;
+            info.blocks = Some(BlocksInfo {
+                block: match shape.kind {
+                    vhd::Kind::Fixed => None,
+                    vhd::Kind::Dynamic { block, .. } => Some(block.into()),
+                },
+                fixed: shape.kind == vhd::Kind::Fixed,
+                parent: shape.parent.as_ref().map(|parent| parent.path.clone()),
+                files: Vec::new(),
+            });
+        }
+        if format == Format::Vmdk {
+            let described = Vmdk::describe(file.clone()).await;
+            let (size, grain, files) = described.map_err(refused(path, format))?;
+            info.size = size;
+            info.blocks = Some(BlocksInfo {
+                block: grain,
+                fixed: false,
+                parent: None,
+                files,
+            });
+        }
+        if format == Format::Vhdx {
+            let image = Vhdx::open_tables(file.clone()).await;
+            let image = image.map_err(refused(path, format))?;
+            let metadata = image.metadata();
+            info.size = metadata.size;
+            info.blocks = Some(BlocksInfo {
+                block: Some(metadata.block),
+                fixed: metadata.fixed,
+                parent: metadata.parent.as_ref().map(|parent| {
+                    let unknown = || "a path of Windows".to_owned();
+                    parent.path.clone().unwrap_or_else(unknown)
+                }),
+                files: Vec::new(),
+            });
         }
         if format == Format::Qcow2 {
             let image = Qcow2::open_tables(file).await;
@@ -284,7 +397,17 @@ pub fn check(path: &Path, format: Option<Format>, repair: bool) -> Result<CheckR
             Format::Raw => Ok(CheckReport::default()),
             // To open it is to check it.
             Format::Vhd => {
-                let image = crate::format::vhd::Vhd::open(file, false).await;
+                let image = Vhd::open_tables(file).await;
+                image.map_err(refused(path, format))?;
+                Ok(CheckReport::default())
+            }
+            Format::Vmdk => {
+                let described = Vmdk::describe(file).await;
+                described.map_err(refused(path, format))?;
+                Ok(CheckReport::default())
+            }
+            Format::Vhdx => {
+                let image = Vhdx::open_tables(file).await;
                 image.map_err(refused(path, format))?;
                 Ok(CheckReport::default())
             }

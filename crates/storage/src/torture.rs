@@ -14,20 +14,28 @@ use crate::{
     file::{FileLayer, MemoryFile, SeededFaults},
     format::{
         Format, FormatError, Opener,
-        qcow2::{CreateOptions, Qcow2, create},
+        qcow2::{self, Qcow2},
         raw::Raw,
+        vhd::{self, Vhd},
+        vhdx::{self, Vhdx},
     },
     runtime::{EngineKind, LocalFuture, Runtime, local::join_all},
 };
 
 const SECTOR: u64 = 512;
+/// Sectors that lie one after the other in a format of blocks.
+const GROUP: u64 = 8;
+/// From one group to the next, in sectors: about three in a block of 1 MiB.
+const SPREAD: u64 = 700;
 
 /// What to torture.
 #[derive(Clone, Copy, Debug)]
 pub struct Torture {
     /// Same seed, same run.
     pub seed: u64,
-    /// Bytes of a cluster.
+    /// Of the image: qcow2, VHD or VHDX.
+    pub format: Format,
+    /// Bytes of a cluster of qcow2 or a block of VHDX.
     pub cluster: u32,
     /// Version of qcow2.
     pub version: u32,
@@ -51,6 +59,7 @@ impl Torture {
         let version = if pick(4) == 0 { 2 } else { 3 };
         Self {
             seed,
+            format: Format::Qcow2,
             cluster: 512 << pick(4),
             version,
             refcount_bits: if version == 2 { 16 } else { 1 << pick(7) },
@@ -58,6 +67,118 @@ impl Torture {
             sectors: 64 + pick(1024),
             rounds: 12,
             images: 3,
+        }
+    }
+
+    /// The same for a format of blocks: VHD or VHDX.
+    pub fn of_blocks(format: Format, seed: u64) -> Self {
+        let qcow2 = Self::by_seed(seed);
+        Self {
+            format,
+            cluster: 1 << 20,
+            sectors: 32 + qcow2.sectors % 64,
+            rounds: 8,
+            images: 2,
+            ..qcow2
+        }
+    }
+
+    /// Where sector `number` of those that are used is on the disk. Blocks are large: there are a few sectors in each.
+    fn place(&self, number: u64) -> u64 {
+        match self.format {
+            Format::Qcow2 => number * SECTOR,
+            _ => (number / GROUP * SPREAD + number % GROUP) * SECTOR,
+        }
+    }
+
+    /// Size of the disk in bytes.
+    fn size(&self) -> u64 {
+        self.place(self.sectors - 1) + SECTOR
+    }
+
+    /// How many of `len` sectors from `from` on lie one after the other.
+    fn together(&self, from: u64, len: u64) -> u64 {
+        match self.format {
+            Format::Qcow2 => len,
+            _ => len.min(GROUP - from % GROUP),
+        }
+    }
+
+    /// The values of the sectors that are used; `None` for one that is torn.
+    async fn values(&self, disk: &dyn Layer) -> std::io::Result<Vec<Option<u64>>> {
+        let mut values = Vec::new();
+        let mut number = 0;
+        while number < self.sectors {
+            let run = self.together(number, self.sectors - number);
+            let memory = Pinned::zeroed((run * SECTOR) as usize);
+            disk.read(self.place(number), memory.clone()).await?;
+            let value = |bytes: &[u8]| {
+                let first = u64::from_le_bytes(bytes[..8].try_into().unwrap_or_default());
+                (sector(first)[..] == *bytes).then_some(first)
+            };
+            let bytes = memory.to_vec();
+            values.extend(bytes.chunks_exact(SECTOR as usize).map(value));
+            number += run;
+        }
+        Ok(values)
+    }
+
+    async fn create(&self, image: &Rc<dyn Layer>, base: &Base) -> Result<(), String> {
+        let id = base.0.as_ref().and_then(|base| base.identity());
+        match self.format {
+            Format::Vhdx => {
+                let options = vhdx::CreateOptions {
+                    block: self.cluster,
+                    parent: id.map(|id| ("base".to_owned(), id)),
+                    ..vhdx::CreateOptions::new(self.size())
+                };
+                vhdx::create(image, &options).await.map_err(told)
+            }
+            Format::Vhd => {
+                let path = "base".to_owned();
+                let parent = id.map(|id| vhd::Parent { id, path });
+                let made = vhd::create(image, self.size(), true, parent.as_ref()).await;
+                made.map_err(told)
+            }
+            _ => {
+                let options = qcow2::CreateOptions {
+                    cluster: self.cluster,
+                    version: self.version,
+                    refcount_bits: self.refcount_bits,
+                    backing: self.backing.then(|| ("base".to_owned(), Format::Raw)),
+                    ..qcow2::CreateOptions::new(self.size())
+                };
+                qcow2::create(image, &options).await.map_err(told)
+            }
+        }
+    }
+
+    async fn open(
+        &self,
+        image: Rc<dyn Layer>,
+        write: bool,
+        base: &Base,
+    ) -> Result<Rc<dyn Layer>, String> {
+        Ok(match self.format {
+            Format::Vhdx => Rc::new(Vhdx::open(image, write, base).await.map_err(told)?),
+            Format::Vhd => Rc::new(Vhd::open(image, write, base).await.map_err(told)?),
+            _ => Rc::new(Qcow2::open(image, write, base).await.map_err(told)?),
+        })
+    }
+
+    /// Checks the tables; how many clusters leaked. The other formats are checked by being opened.
+    async fn check(&self, image: Rc<dyn Layer>) -> Result<u64, String> {
+        match self.format {
+            Format::Vhdx => Vhdx::open_tables(image).await.map(|_| 0).map_err(told),
+            Format::Vhd => Vhd::open_tables(image).await.map(|_| 0).map_err(told),
+            _ => {
+                let tables = Qcow2::open_tables(image).await.map_err(told)?;
+                let report = tables.check(false).await.map_err(told)?;
+                if report.corruptions > 0 {
+                    return Err(first_of(&report.messages));
+                }
+                Ok(report.leaks)
+            }
         }
     }
 }
@@ -165,18 +286,6 @@ fn sector(value: u64) -> [u8; SECTOR as usize] {
     bytes
 }
 
-/// The values of a disk's sectors; `None` for one that is torn.
-async fn values(disk: &dyn Layer) -> std::io::Result<Vec<Option<u64>>> {
-    let memory = Pinned::zeroed(disk.size() as usize);
-    disk.read(0, memory.clone()).await?;
-    let bytes = memory.to_vec();
-    let value = |bytes: &[u8]| {
-        let first = u64::from_le_bytes(bytes[..8].try_into().unwrap_or_default());
-        (sector(first)[..] == *bytes).then_some(first)
-    };
-    Ok(bytes.chunks_exact(SECTOR as usize).map(value).collect())
-}
-
 fn layer(file: MemoryFile) -> Result<Rc<FileLayer<MemoryFile>>, String> {
     FileLayer::new(file, None).map(Rc::new).map_err(told)
 }
@@ -217,19 +326,12 @@ impl Torture {
     }
 
     async fn run_in(&self, watch: Watch<'_>) -> Result<Tally, String> {
-        let base = self.base()?;
+        let base = self.base().await?;
         let file = layer(MemoryFile::default().shuffled(self.seed))?;
-        let options = CreateOptions {
-            cluster: self.cluster,
-            version: self.version,
-            refcount_bits: self.refcount_bits,
-            backing: self.backing.then(|| ("base".to_owned(), Format::Raw)),
-            ..CreateOptions::new(self.sectors * SECTOR)
-        };
         let image: Rc<dyn Layer> = file.clone();
-        create(&image, &options).await.map_err(told)?;
+        self.create(&image, &base).await?;
         file.file().record();
-        let disk = Qcow2::open(image, true, &base).await.map_err(told)?;
+        let disk = self.open(image, true, &base).await?;
         let model = RefCell::new(Model::default());
         for number in 0..self.sectors {
             model.borrow_mut().sectors.push(vec![Change {
@@ -240,13 +342,13 @@ impl Torture {
         }
         let mut state = self.seed ^ 0x5eed;
         for _ in 0..self.rounds {
-            self.round(&disk, &model, &file, &mut state).await?;
+            self.round(&*disk, &model, &file, &mut state).await?;
         }
         let close = random(&mut state) & 1 == 0;
         if close {
             disk.close().await.map_err(told)?;
         }
-        let seen = values(&disk).await.map_err(told)?;
+        let seen = self.values(&*disk).await.map_err(told)?;
         let recording = file.file().recording();
         let last = recording.changes();
         let model = model.into_inner();
@@ -284,9 +386,22 @@ impl Torture {
         Ok(tally)
     }
 
-    fn base(&self) -> Result<Base, String> {
+    async fn base(&self) -> Result<Base, String> {
         if !self.backing {
             return Ok(Base(None));
+        }
+        if self.format != Format::Qcow2 {
+            // An image in the same format, which is complete.
+            let file: Rc<dyn Layer> = layer(MemoryFile::default())?;
+            self.create(&file, &Base(None)).await?;
+            let disk = self.open(file.clone(), true, &Base(None)).await?;
+            for number in 0..self.base_sectors() {
+                let memory = Pinned::copy_of(&sector(self.base_value(number)));
+                let written = disk.write(self.place(number), memory, false).await;
+                written.map_err(told)?;
+            }
+            disk.close().await.map_err(told)?;
+            return Ok(Base(Some(self.open(file, false, &Base(None)).await?)));
         }
         // Shorter than the disk, and not by whole clusters.
         let mut bytes = Vec::new();
@@ -312,7 +427,7 @@ impl Torture {
     /// Some operations at once, on sectors of their own.
     async fn round(
         &self,
-        disk: &Qcow2,
+        disk: &dyn Layer,
         model: &RefCell<Model>,
         file: &FileLayer<MemoryFile>,
         state: &mut u64,
@@ -328,7 +443,7 @@ impl Torture {
             }
             let end = (first + share).min(self.sectors);
             let from = first + random(state) % (end - first);
-            let len = 1 + random(state) % (end - from).min(40);
+            let len = self.together(from, 1 + random(state) % (end - from).min(40));
             operations.push(Box::pin(async move {
                 if kind < 3 {
                     let asked = model.borrow_mut().tick();
@@ -356,7 +471,7 @@ impl Torture {
                     let bytes = sector(value.unwrap_or(0)).repeat(len as usize);
                     (value, Pinned::copy_of(&bytes))
                 };
-                let (at, bytes) = (from * SECTOR, len * SECTOR);
+                let (at, bytes) = (self.place(from), len * SECTOR);
                 match (kind, value) {
                     (3 | 4, _) => disk.discard(at, bytes).await,
                     (5 | 6, _) => disk.write_zeroes(at, bytes, kind == 5).await,
@@ -402,22 +517,18 @@ impl Torture {
         place: &str,
     ) -> Result<u64, String> {
         let file: Rc<dyn Layer> = layer(image)?;
-        let tables = Qcow2::open_tables(file.clone()).await.map_err(told)?;
-        let report = tables.check(false).await.map_err(told)?;
-        if report.corruptions > 0 {
-            return Err(first_of(&report.messages));
-        }
-        let disk = Qcow2::open(file.clone(), true, base).await.map_err(told)?;
-        let seen = values(&disk).await.map_err(told)?;
+        let leaks = self.check(file.clone()).await?;
+        let disk = self.open(file.clone(), true, base).await?;
+        let seen = self.values(&*disk).await.map_err(told)?;
         self.compare(model, &seen, cut, place)?;
         // Life goes on: nothing that was there is touched by what is written next.
         let number = cut as u64 % self.sectors;
         let memory = Pinned::copy_of(&sector(3 << 40));
-        disk.write(number * SECTOR, memory, false)
+        disk.write(self.place(number), memory, false)
             .await
             .map_err(told)?;
         disk.close().await.map_err(told)?;
-        let after = values(&disk).await.map_err(told)?;
+        let after = self.values(&*disk).await.map_err(told)?;
         for (n, (before, after)) in seen.iter().zip(&after).enumerate() {
             let expected = if n as u64 == number {
                 Some(3 << 40)
@@ -428,15 +539,9 @@ impl Torture {
                 return Err(format!("sector {n} changed from {before:x?} to {after:x?}"));
             }
         }
-        let tables = Qcow2::open_tables(file).await.map_err(told)?;
-        let report_after = tables.check(false).await.map_err(told)?;
-        if report_after.corruptions > 0 {
-            return Err(format!(
-                "after a write: {}",
-                first_of(&report_after.messages)
-            ));
-        }
-        Ok(report.leaks)
+        let checked = self.check(file).await;
+        checked.map_err(|why| format!("after a write: {why}"))?;
+        Ok(leaks)
     }
 
     /// Runs operations while calls of the file fail, end early or are interrupted: nothing panics, nothing that was
@@ -453,18 +558,11 @@ impl Torture {
     }
 
     async fn faults_in(&self, errno: i32) -> Result<(), String> {
-        let base = self.base()?;
+        let base = self.base().await?;
         let content = {
             let file = layer(MemoryFile::default())?;
             let image: Rc<dyn Layer> = file.clone();
-            let options = CreateOptions {
-                cluster: self.cluster,
-                version: self.version,
-                refcount_bits: self.refcount_bits,
-                backing: self.backing.then(|| ("base".to_owned(), Format::Raw)),
-                ..CreateOptions::new(self.sectors * SECTOR)
-            };
-            create(&image, &options).await.map_err(told)?;
+            self.create(&image, &base).await?;
             file.file().content()
         };
         let mut faults = SeededFaults::new(self.seed);
@@ -474,7 +572,7 @@ impl Torture {
         let file = MemoryFile::new(&content).shuffled(self.seed);
         let file = FileLayer::new(file, Some(Rc::new(faults))).map_err(told)?;
         let file = Rc::new(file);
-        let disk = match Qcow2::open(file.clone(), true, &base).await {
+        let disk = match self.open(file.clone(), true, &base).await {
             Ok(disk) => disk,
             // The fault came at once.
             Err(_) => return Ok(()),
@@ -488,7 +586,7 @@ impl Torture {
             let number = random(&mut state) % self.sectors;
             let value = 4 << 40 | n;
             let memory = Pinned::copy_of(&sector(value));
-            match disk.write(number * SECTOR, memory, false).await {
+            match disk.write(self.place(number), memory, false).await {
                 Ok(()) => pending.push((number, value)),
                 // It may hold either.
                 Err(_) => {
@@ -507,13 +605,10 @@ impl Torture {
         }
         drop(disk);
         let file: Rc<dyn Layer> = layer(MemoryFile::new(&file.file().content()))?;
-        let tables = Qcow2::open_tables(file.clone()).await.map_err(told)?;
-        let report = tables.check(false).await.map_err(told)?;
-        if report.corruptions > 0 {
-            return Err(first_of(&report.messages));
-        }
-        let disk = Qcow2::open(file, true, &base).await.map_err(told)?;
-        for (number, (seen, sure)) in values(&disk)
+        self.check(file.clone()).await?;
+        let disk = self.open(file, true, &base).await?;
+        for (number, (seen, sure)) in self
+            .values(&*disk)
             .await
             .map_err(told)?
             .iter()

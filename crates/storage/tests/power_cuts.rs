@@ -4,7 +4,7 @@ mod support;
 
 use std::fs;
 
-use caisson_storage::torture::Torture;
+use caisson_storage::{Format, torture::Torture};
 use support::{qemu, text};
 
 #[test]
@@ -19,11 +19,27 @@ fn a_power_cut_at_any_moment_leaves_what_was_flushed() {
 }
 
 #[test]
+fn so_does_one_under_formats_of_blocks() {
+    for format in [Format::Vhd, Format::Vhdx] {
+        let mut images = 0;
+        for seed in 0..6 {
+            images += Torture::of_blocks(format, seed).run().unwrap().images;
+        }
+        assert!(images > 300, "{images}");
+    }
+}
+
+#[test]
 fn failing_calls_lose_nothing_that_was_flushed() {
     for seed in 0..40 {
         for errno in [libc::EIO, libc::ENOSPC] {
             let run = Torture::by_seed(seed).run_with_faults(errno);
             run.unwrap();
+            let blocks = [Format::Vhd, Format::Vhdx];
+            for format in blocks.into_iter().filter(|_| seed < 12) {
+                let run = Torture::of_blocks(format, seed).run_with_faults(errno);
+                run.unwrap();
+            }
         }
     }
 }

@@ -6,10 +6,14 @@ use std::{fs, path::Path, rc::Rc};
 
 use caisson_memory::Pinned;
 use caisson_storage::{
-    DiskOptions, EngineKind, Format, Layer, OpenError, Runtime,
+    BackingPolicy, DiskOptions, EngineKind, Format, Layer, OpenError, Runtime,
     file::{FileLayer, MemoryFile},
-    format::vhd::{Vhd, create},
-    manage, open_image,
+    format::{
+        NoOthers,
+        vhd::{Vhd, create},
+    },
+    manage::{self, NewImage},
+    open_image,
 };
 use support::{qemu_img, qemu_io, random, text};
 
@@ -91,8 +95,8 @@ fn images_of_qemu_are_read_and_written_and_ours_are_read_there() {
         runtime.block_on(async {
             let made = Rc::new(FileLayer::new(MemoryFile::default(), None).unwrap());
             let image: Rc<dyn Layer> = made.clone();
-            create(&image, SIZE, dynamic).await.unwrap();
-            let disk = Vhd::open(image, true).await.unwrap();
+            create(&image, SIZE, dynamic, None).await.unwrap();
+            let disk = Vhd::open(image, true, &NoOthers).await.unwrap();
             let mut shadow = vec![0; SIZE as usize];
             scribble(&disk, &mut shadow, 9).await;
             disk.close().await.unwrap();
@@ -108,8 +112,8 @@ fn sectors_that_were_never_written_are_zero_whatever_is_there() {
     runtime.block_on(async {
         let file = Rc::new(FileLayer::new(MemoryFile::default(), None).unwrap());
         let image: Rc<dyn Layer> = file.clone();
-        create(&image, SIZE, true).await.unwrap();
-        let disk = Vhd::open(image, true).await.unwrap();
+        create(&image, SIZE, true, None).await.unwrap();
+        let disk = Vhd::open(image, true, &NoOthers).await.unwrap();
         disk.write(0, Pinned::copy_of(&[7; 4096]), false)
             .await
             .unwrap();
@@ -120,7 +124,7 @@ fn sectors_that_were_never_written_are_zero_whatever_is_there() {
         bytes[start..start + 512].fill(0);
         bytes[start] = 0b0101_0000;
         let image: Rc<dyn Layer> = Rc::new(FileLayer::new(MemoryFile::new(&bytes), None).unwrap());
-        let disk = Vhd::open(image, true).await.unwrap();
+        let disk = Vhd::open(image, true, &NoOthers).await.unwrap();
         let mut expected = vec![0; SIZE as usize];
         expected[512..1024].fill(7);
         expected[1536..2048].fill(7);
@@ -140,9 +144,9 @@ fn a_power_cut_leaves_what_was_flushed() {
         let file = MemoryFile::default().shuffled(1);
         let file = Rc::new(FileLayer::new(file, None).unwrap());
         let image: Rc<dyn Layer> = file.clone();
-        create(&image, SIZE, true).await.unwrap();
+        create(&image, SIZE, true, None).await.unwrap();
         file.file().record();
-        let disk = Vhd::open(image, true).await.unwrap();
+        let disk = Vhd::open(image, true, &NoOthers).await.unwrap();
         // After so many changes of the file, these sectors hold 7.
         let mut flushed: Vec<(usize, u64)> = Vec::new();
         for sector in [3, 9000, 5000, 17_000] {
@@ -157,7 +161,7 @@ fn a_power_cut_leaves_what_was_flushed() {
             let images = [crash.least(), crash.most()].into_iter();
             for image in images.chain((0..8).map(|seed| crash.by_chance(seed))) {
                 let image: Rc<dyn Layer> = Rc::new(FileLayer::new(image, None).unwrap());
-                let disk = Vhd::open(image, true).await.unwrap();
+                let disk = Vhd::open(image, true, &NoOthers).await.unwrap();
                 let content = everything(&disk).await;
                 for (number, sector) in content.chunks_exact(512).enumerate() {
                     let sure = flushed
@@ -223,7 +227,6 @@ fn images_that_lie_are_refused_by_name() {
         },
         "footer",
     );
-    refused(&|b| both(b, 63, 4), "differencing");
     refused(&|b| both(b, 48, 9), "bytes");
     refused(&|b| both(b, 16, 9), "header");
     refused(&|b| b[512 + 30] = 9, "header is damaged");
@@ -232,4 +235,98 @@ fn images_that_lie_are_refused_by_name() {
         "over each other",
     );
     refused(&|b| b.truncate(100), "too short");
+}
+
+#[test]
+fn a_chain_of_eight_differences_shows_through() {
+    let runtime = Runtime::new(EngineKind::Auto).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let options = |path: &Path| {
+        let mut options = DiskOptions::new(path);
+        options.backing = BackingPolicy::Allow;
+        options
+    };
+    let mut shadow = vec![0; SIZE as usize];
+    for n in 0..8u64 {
+        let path = folder.path().join(format!("{n}.vhd"));
+        let backing = n
+            .checked_sub(1)
+            .map(|below| (format!("{below}.vhd"), Format::Vhd));
+        manage::create(&NewImage {
+            path: path.clone(),
+            format: Format::Vhd,
+            size: backing.is_none().then_some(SIZE),
+            cluster: None,
+            fixed: n == 0,
+            version: None,
+            backing,
+        })
+        .unwrap();
+        let open = async |write| open_image(&runtime, &options(&path), write).await;
+        // Written, read again, and with the sectors of one block marked as not written.
+        runtime.block_on(async {
+            let disk = open(true).await.unwrap();
+            assert!(everything(&*disk).await == shadow, "{n}");
+            for m in 0..3u64 {
+                let at = ((n * 5 + m * 3) % 17) * (SIZE / 17) / 512 * 512;
+                let range = at as usize..at as usize + 7680;
+                if m == 2 {
+                    disk.write_zeroes(at, 7680, true).await.unwrap();
+                    shadow[range].fill(0);
+                } else {
+                    let byte = (n * 16 + m + 1) as u8;
+                    let from = Pinned::copy_of(&[byte; 7680]);
+                    disk.write(at, from, false).await.unwrap();
+                    shadow[range].fill(byte);
+                }
+            }
+            disk.close().await.unwrap();
+            drop(disk);
+            let disk = open(false).await.unwrap();
+            assert!(everything(&*disk).await == shadow, "{n}");
+        });
+        let info = manage::info(&path, None).unwrap();
+        let parent = info.blocks.unwrap().parent;
+        assert_eq!(parent.is_some(), n > 0);
+    }
+    // What a map says is not written shows the parent: all that this image has of its first block is gone then.
+    let (path, below) = (folder.path().join("7.vhd"), folder.path().join("6.vhd"));
+    let mut bytes = fs::read(&path).unwrap();
+    let field = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap());
+    let table = field(512 + 20) as usize;
+    let index = (0..5).find(|n| field(table + n * 4) != u32::MAX).unwrap();
+    let start = field(table + index * 4) as usize * 512;
+    bytes[start..start + 512].fill(0);
+    fs::write(&path, &bytes).unwrap();
+    runtime.block_on(async {
+        let under = open_image(&runtime, &options(&below), false).await.unwrap();
+        let under = everything(&*under).await;
+        let disk = open_image(&runtime, &options(&path), true).await.unwrap();
+        let block = index * (2 << 20)..((index + 1) * (2 << 20)).min(SIZE as usize);
+        shadow[block.clone()].copy_from_slice(&under[block.clone()]);
+        assert!(everything(&*disk).await == shadow);
+        let from = Pinned::copy_of(&[0xee; 512]);
+        disk.write(block.start as u64 + 1024, from, true)
+            .await
+            .unwrap();
+        shadow[block.start + 1024..block.start + 1536].fill(0xee);
+        assert!(everything(&*disk).await == shadow);
+    });
+    // Another image in the parent's place is noticed.
+    fs::remove_file(&below).unwrap();
+    manage::create(&NewImage {
+        path: below,
+        format: Format::Vhd,
+        size: Some(SIZE),
+        cluster: None,
+        fixed: false,
+        version: None,
+        backing: None,
+    })
+    .unwrap();
+    runtime.block_on(async {
+        let error = open_image(&runtime, &options(&path), false).await;
+        let error = error.err().unwrap().to_string();
+        assert!(error.contains("is another image"), "{error}");
+    });
 }

@@ -190,6 +190,7 @@ fn convert(raw: &Path, qcow2: &Path) -> Result<()> {
             format: caisson_storage::Format::Qcow2,
             size: None,
             cluster: None,
+            fixed: false,
             version: None,
             backing: None,
         },

@@ -14,10 +14,11 @@ Examples:
   caisson disk check web.qcow2 --repair
   caisson disk resize web.qcow2 +10G
   caisson disk convert web.qcow2 web.raw
+  caisson disk convert old.vmdk new.qcow2
   caisson disk snapshot create web.qcow2 before-upgrade
 
-A format is only taken from a file if its name (.raw, .img, .qcow2, .vhd) and its content say the same;
-else say it with --format. An image that a machine uses is locked.";
+A format is only taken from a file if its name (.raw, .img, .qcow2, .vhd, .vhdx, .vmdk) and its
+content say the same; else say it with --format. An image that a machine uses is locked.";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -34,12 +35,16 @@ pub(crate) enum DiskCommand {
         path: PathBuf,
         /// Size of the disk, as in 20G; may be left out with --backing
         size: Option<ByteSize>,
-        /// raw, qcow2 or vhd [default: what the name says]
+        /// raw, qcow2, vhd or vhdx [default: what the name says]
         #[arg(long)]
         format: Option<Format>,
-        /// Size of a cluster of qcow2, 512B to 2M [default: 64K]
+        /// Size of a cluster of qcow2, 512B to 2M [default: 64K], or of a block of VHDX, 1M to 256M
+        /// [default: 2M]
         #[arg(long, value_name = "SIZE")]
         cluster: Option<ByteSize>,
+        /// Have all of the disk in the file from the beginning (VHD and VHDX)
+        #[arg(long)]
+        fixed: bool,
         /// Show this image where nothing was written yet. A relative path begins at the new file's
         /// folder
         #[arg(long, value_name = "FILE", requires = "backing_format")]
@@ -101,9 +106,12 @@ pub(crate) enum DiskCommand {
         /// The new format [default: what the new name says]
         #[arg(long, value_name = "FORMAT")]
         to_format: Option<Format>,
-        /// Size of a cluster of qcow2 [default: 64K]
+        /// Size of a cluster of qcow2 [default: 64K] or of a block of VHDX [default: 2M]
         #[arg(long, value_name = "SIZE")]
         cluster: Option<ByteSize>,
+        /// Have all of the disk in the new file (VHD and VHDX)
+        #[arg(long)]
+        fixed: bool,
         /// Open the backing files that the image names
         #[arg(long)]
         allow_backing: bool,

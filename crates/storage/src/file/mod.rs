@@ -198,6 +198,15 @@ impl<F: Attempts> FileLayer<F> {
         Ok(())
     }
 
+    /// After a call that has no durable form.
+    async fn as_durable_as_writes(&self) -> io::Result<()> {
+        if self.file.writes_through() {
+            self.flush().await
+        } else {
+            Ok(())
+        }
+    }
+
     async fn punch(&self, at: u64, len: u64) -> io::Result<()> {
         self.persist(Call::Punch { at, len }, Pinned::default())
             .await
@@ -298,7 +307,8 @@ impl<F: Attempts> Layer for FileLayer<F> {
             if unmap && self.punches.get() && end <= self.len.get() {
                 match self.punch(at, len).await {
                     Err(error) if unsupported(&error) => self.punches.set(false),
-                    other => return other,
+                    Ok(()) => return self.as_durable_as_writes().await,
+                    failed => return failed,
                 }
             }
             if self.zeroes.get() {
@@ -307,10 +317,11 @@ impl<F: Attempts> Layer for FileLayer<F> {
                     .await;
                 match zeroed {
                     Err(error) if unsupported(&error) => self.zeroes.set(false),
-                    other => {
+                    Ok(_) => {
                         self.len.set(self.len.get().max(end));
-                        return other.map(|_| ());
+                        return self.as_durable_as_writes().await;
                     }
+                    Err(error) => return Err(error),
                 }
             }
             let zeroes = Pinned::zeroed(len.min(ZEROES as u64) as usize);

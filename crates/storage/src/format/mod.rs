@@ -9,6 +9,8 @@ pub mod probe;
 pub mod qcow2;
 pub mod raw;
 pub mod vhd;
+pub mod vhdx;
+pub mod vmdk;
 
 /// How an image is laid out in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,13 +19,17 @@ pub enum Format {
     Raw,
     /// QEMU's copy-on-write format, versions 2 and 3.
     Qcow2,
-    /// Microsoft's older format, fixed or dynamic.
+    /// Microsoft's older format: fixed, dynamic or differencing.
     Vhd,
+    /// Microsoft's newer format: fixed, dynamic or differencing.
+    Vhdx,
+    /// VMware's format, read only.
+    Vmdk,
 }
 
 impl Format {
     /// All formats.
-    pub const ALL: [Self; 3] = [Self::Raw, Self::Qcow2, Self::Vhd];
+    pub const ALL: [Self; 5] = [Self::Raw, Self::Qcow2, Self::Vhd, Self::Vhdx, Self::Vmdk];
 
     /// The name that people write.
     pub fn name(self) -> &'static str {
@@ -31,6 +37,8 @@ impl Format {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
             Self::Vhd => "vhd",
+            Self::Vhdx => "vhdx",
+            Self::Vmdk => "vmdk",
         }
     }
 
@@ -44,7 +52,9 @@ impl Format {
         Ok(match self {
             Self::Raw => Rc::new(raw::Raw::new(file, write)),
             Self::Qcow2 => Rc::new(qcow2::Qcow2::open(file, write, opener).await?),
-            Self::Vhd => Rc::new(vhd::Vhd::open(file, write).await?),
+            Self::Vhd => Rc::new(vhd::Vhd::open(file, write, opener).await?),
+            Self::Vhdx => Rc::new(vhdx::Vhdx::open(file, write, opener).await?),
+            Self::Vmdk => Rc::new(vmdk::Vmdk::open(file, write, opener).await?),
         })
     }
 }

@@ -25,9 +25,9 @@ fn looks(head: &[u8], tail: &[u8]) -> Looks {
     match head {
         [b'Q', b'F', b'I', 0xfb, 0, 0, 0, 2 | 3, ..] => Looks::Like(Format::Qcow2),
         [b'Q', b'F', b'I', 0xfb, ..] => Looks::Other("qcow of an unknown version"),
-        [b'v', b'h', b'd', b'x', b'f', b'i', b'l', b'e', ..] => Looks::Other("VHDX"),
-        [b'K', b'D', b'M', b'V', ..] | [b'C', b'O', b'W', b'D', ..] => Looks::Other("VMDK"),
-        _ if head.starts_with(b"# Disk DescriptorFile") => Looks::Other("VMDK"),
+        [b'v', b'h', b'd', b'x', b'f', b'i', b'l', b'e', ..] => Looks::Like(Format::Vhdx),
+        [b'K', b'D', b'M', b'V', ..] | [b'C', b'O', b'W', b'D', ..] => Looks::Like(Format::Vmdk),
+        _ if head.starts_with(b"# Disk DescriptorFile") => Looks::Like(Format::Vmdk),
         _ if head.starts_with(b"conectix") || tail.starts_with(b"conectix") => {
             Looks::Like(Format::Vhd)
         }
@@ -45,6 +45,8 @@ pub fn named(path: &Path) -> Option<Format> {
         "raw" | "img" | "iso" => Some(Format::Raw),
         "qcow2" | "qcow" => Some(Format::Qcow2),
         "vhd" | "vpc" => Some(Format::Vhd),
+        "vhdx" => Some(Format::Vhdx),
+        "vmdk" => Some(Format::Vmdk),
         _ => None,
     }
 }

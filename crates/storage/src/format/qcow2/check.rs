@@ -59,6 +59,11 @@ struct Uses {
 }
 
 impl Uses {
+    fn of(&self, number: u64) -> u64 {
+        let count = self.counts.get(number as usize).copied();
+        count.unwrap_or(0).into()
+    }
+
     /// Counts a range `times` times; `false` if it is not within the file.
     fn count(&mut self, host: u64, len: u64, times: u32) -> bool {
         let first = host >> self.cluster_bits;
@@ -230,12 +235,7 @@ impl Qcow2 {
                 number = refcounts.next_block(number);
                 continue;
             }
-            let used: u64 = uses
-                .counts
-                .get(number as usize)
-                .copied()
-                .unwrap_or(0)
-                .into();
+            let used = uses.of(number) + u64::from(refcounts.is_made(number));
             let counted = refcounts.get(number).await?;
             if counted != used {
                 wrong += 1;
@@ -255,6 +255,10 @@ impl Qcow2 {
                     ));
                 }
                 if repair {
+                    if used > 0 && !refcounts.has_block(number) {
+                        let in_use = |number| uses.of(number) > 0;
+                        refcounts.make_block_for(number, &in_use).await?;
+                    }
                     refcounts.force(number, used).await?;
                     report.repaired += 1;
                 }

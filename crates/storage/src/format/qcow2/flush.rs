@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Qcow2, header::Header};
+use super::{Freed, Qcow2, header::Header};
 use crate::{
     layer::{Answer, write_bytes},
     runtime::local::join_all,
@@ -87,19 +87,24 @@ impl Qcow2 {
     }
 
     /// Gives back host ranges that nothing points to any more.
-    async fn release(&self, freed: Vec<(u64, u64)>) -> io::Result<()> {
+    async fn release(&self, freed: Vec<Freed>) -> io::Result<()> {
         if freed.is_empty() {
             return Ok(());
         }
         let refcounts = self.refcounts()?;
         *self.unpacked.borrow_mut() = None;
         let mut free: Vec<u64> = Vec::new();
-        for (host, len) in freed {
+        for Freed { host, len, table } in freed {
             let (first, end) = (
                 host >> self.cluster_bits,
                 (host + len).div_ceil(self.cluster()),
             );
             for number in first..end {
+                if !table && refcounts.is_metadata(number << self.cluster_bits) {
+                    // A table that was made where a wrong entry points. It stays.
+                    tracing::warn!("cluster {number} is a table's and was freed as data");
+                    continue;
+                }
                 match refcounts.get(number).await? {
                     // The image counted it wrongly. It stays as it is.
                     0 => tracing::warn!("cluster {number} was in use and not counted"),

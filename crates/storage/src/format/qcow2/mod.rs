@@ -78,13 +78,24 @@ pub struct Qcow2 {
     /// By L1 entry: for who makes the table.
     l1_locks: RangeLocks,
     /// Host ranges that are free after the next flush.
-    freed: RefCell<Vec<(u64, u64)>>,
+    freed: RefCell<Vec<Freed>>,
     flush_turn: Turnstile,
     flushes_begun: Cell<u64>,
     flushes_done: Cell<u64>,
     broken: Cell<bool>,
+    /// The tables contradict themselves, and the file does not say so yet.
+    tell_corrupt: Cell<bool>,
     /// The compressed cluster that was read last: its entry and its content.
     unpacked: RefCell<Option<Unpacked>>,
+}
+
+/// A host range that nothing will point to any more.
+#[derive(Clone, Copy)]
+struct Freed {
+    host: u64,
+    len: u64,
+    /// Whether a table was there. Clusters of tables are not freed with data, whatever an entry says.
+    table: bool,
 }
 
 /// Host range and content of a compressed cluster.
@@ -163,6 +174,7 @@ impl Qcow2 {
             flushes_begun: Cell::new(0),
             flushes_done: Cell::new(0),
             broken: Cell::new(false),
+            tell_corrupt: Cell::new(false),
             unpacked: RefCell::default(),
             header: RefCell::new(header),
             file,
@@ -261,10 +273,25 @@ impl Qcow2 {
 
     /// The error of an image whose tables contradict themselves. Nothing is written to it from now on.
     fn damaged(&self, why: impl Into<String>) -> io::Error {
-        if self.write {
-            self.broken.set(true);
+        if self.write && !self.broken.replace(true) {
+            self.tell_corrupt.set(true);
         }
         corrupt(why)
+    }
+
+    /// Marks the image as corrupt in its file if that was just found, so that nobody writes to it before it was
+    /// repaired.
+    async fn note_damage<T>(&self, outcome: io::Result<T>) -> io::Result<T> {
+        if outcome.is_err() && self.tell_corrupt.replace(false) {
+            // Version 2 has no place for it.
+            if self.header.borrow().version >= 3 {
+                self.header.borrow_mut().incompatible |= CORRUPT;
+                if let Err(error) = self.write_features().await {
+                    tracing::warn!("cannot mark the image as corrupt: {error}");
+                }
+            }
+        }
+        outcome
     }
 
     /// What shows where this image has nothing.
@@ -303,13 +330,15 @@ impl Layer for Qcow2 {
                 .locks
                 .lock(first, end.div_ceil(self.cluster()), false)
                 .await;
-            self.read_mapped(at, into).await
+            let read = self.read_mapped(at, into).await;
+            self.note_damage(read).await
         })
     }
 
     fn write<'a>(&'a self, at: u64, from: Pinned, durable: bool) -> Answer<'a> {
         Box::pin(async move {
-            self.write_mapped(at, from).await?;
+            let written = self.write_mapped(at, from).await;
+            self.note_damage(written).await?;
             if durable || !self.file.traits().write_cache {
                 self.flush_all().await?;
             }
@@ -322,11 +351,17 @@ impl Layer for Qcow2 {
     }
 
     fn discard<'a>(&'a self, at: u64, len: u64) -> Answer<'a> {
-        Box::pin(self.discard_mapped(at, len))
+        Box::pin(async move {
+            let discarded = self.discard_mapped(at, len).await;
+            self.note_damage(discarded).await
+        })
     }
 
     fn write_zeroes<'a>(&'a self, at: u64, len: u64, unmap: bool) -> Answer<'a> {
-        Box::pin(self.zero_mapped(at, len, unmap))
+        Box::pin(async move {
+            let zeroed = self.zero_mapped(at, len, unmap).await;
+            self.note_damage(zeroed).await
+        })
     }
 
     fn extent<'a>(&'a self, at: u64, len: u64) -> Answer<'a, Extent> {

@@ -57,6 +57,8 @@ pub(super) struct Refcounts {
     virgin: Cell<u64>,
     /// Clusters of tables, which no data may ever be in.
     metadata: RefCell<HashSet<u64>>,
+    /// Of those, which were made for refcounts since the image was opened.
+    made: RefCell<HashSet<u64>>,
     reserving: Turnstile,
     writing: Turnstile,
 }
@@ -138,6 +140,7 @@ impl Refcounts {
             hint: Cell::new(0),
             virgin: Cell::new(virgin),
             metadata: RefCell::new(metadata),
+            made: RefCell::default(),
             reserving: Turnstile::default(),
             writing: Turnstile::default(),
             file,
@@ -284,17 +287,24 @@ impl Refcounts {
     /// Takes exactly `count` clusters in one run, for a table. Durable as [`Refcounts::take`]'s.
     pub(super) async fn take_run(&self, count: u64) -> io::Result<u64> {
         let _turn = self.reserving.pass().await;
+        if count >= self.per_block / 2 {
+            return self.take_fresh(count).await;
+        }
         let mut first = self.hint.get().max(1);
         let mut found = 0;
         while found < count {
+            if first + count >= MAX_OFFSET >> self.cluster_bits {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            // The block of refcounts may itself take a cluster of the run, so it is made before the cluster is looked at.
+            if !self.load_block(first + found).await? {
+                self.make_block((first + found) / self.per_block).await?;
+            }
             if self.is_free(first + found).await? {
                 found += 1;
             } else {
                 first += found + 1;
                 found = 0;
-            }
-            if first + count >= MAX_OFFSET >> self.cluster_bits {
-                return Err(io::ErrorKind::StorageFull.into());
             }
         }
         for number in first..first + count {
@@ -304,6 +314,92 @@ impl Refcounts {
         self.file.flush().await?;
         self.virgin.set(self.virgin.get().max(first + count));
         Ok(first << self.cluster_bits)
+    }
+
+    /// A run of which blocks of refcounts would be in the way: at the end of the file, after the blocks that count it.
+    async fn take_fresh(&self, count: u64) -> io::Result<u64> {
+        let blocks = self.blocks_before(count);
+        let place = || {
+            let end = self.file.size().div_ceil(self.cluster());
+            end.max(self.counted_end()).div_ceil(self.per_block)
+        };
+        if place() + blocks > self.table.borrow().len() as u64 {
+            self.grow_table(place() + blocks - 1).await?;
+        }
+        let index = place();
+        let start = index * self.per_block;
+        if start + blocks + count >= MAX_OFFSET >> self.cluster_bits
+            || index + blocks > self.table.borrow().len() as u64
+        {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let made = self.write_blocks(index, blocks, blocks + count).await?;
+        self.file.flush().await?;
+        for (index, offset, _) in &made {
+            self.table.borrow_mut()[*index as usize] = *offset;
+        }
+        for (n, (index, _, _)) in made.iter().enumerate() {
+            if let Err(error) = self.write_table_entry(*index).await {
+                // Those that were not written are not there; no block has been used yet.
+                for (index, _, _) in &made[n..] {
+                    self.table.borrow_mut()[*index as usize] = 0;
+                }
+                return Err(error);
+            }
+        }
+        self.know_blocks(made, start, blocks, start + blocks + count);
+        Ok((start + blocks) << self.cluster_bits)
+    }
+
+    /// How many blocks count themselves and `count` clusters after them.
+    fn blocks_before(&self, count: u64) -> u64 {
+        let mut blocks = 1;
+        while (blocks + count).div_ceil(self.per_block) > blocks {
+            blocks += 1;
+        }
+        blocks
+    }
+
+    /// Writes `blocks` blocks from that of `index` on to the clusters that the first of them begins with; they count
+    /// `total` clusters, themselves among them.
+    async fn write_blocks(
+        &self,
+        index: u64,
+        blocks: u64,
+        total: u64,
+    ) -> io::Result<Vec<(u64, u64, Vec<u8>)>> {
+        let mut made = Vec::new();
+        for n in 0..blocks {
+            let offset = (index * self.per_block + n) << self.cluster_bits;
+            let mut bytes = vec![0; self.cluster() as usize];
+            let counted = total.saturating_sub(n * self.per_block).min(self.per_block);
+            for within in 0..counted {
+                set(&mut bytes, self.order, within, 1);
+            }
+            write_bytes(&*self.file, offset, &bytes).await?;
+            made.push((index + n, offset, bytes));
+        }
+        Ok(made)
+    }
+
+    /// Notes blocks that are in the file, the first `tables` clusters from `start` on as tables, and that everything up to
+    /// `end` was written to.
+    fn know_blocks(&self, made: Vec<(u64, u64, Vec<u8>)>, start: u64, tables: u64, end: u64) {
+        self.virgin.set(self.virgin.get().max(end));
+        self.metadata.borrow_mut().extend(start..start + tables);
+        self.made.borrow_mut().extend(start..start + tables);
+        let mut map = self.blocks.borrow_mut();
+        for (index, offset, bytes) in made {
+            let dirty = None;
+            map.insert(
+                index,
+                Block {
+                    offset,
+                    bytes,
+                    dirty,
+                },
+            );
+        }
     }
 
     /// Gives back clusters that were taken and never pointed to.
@@ -321,7 +417,8 @@ impl Refcounts {
     async fn reserve(&self, count: u64) -> io::Result<()> {
         let target = count.max((RESERVE >> self.cluster_bits).clamp(1, RESERVE_CLUSTERS));
         let limit = MAX_OFFSET >> self.cluster_bits;
-        let mut number = self.hint.get().max(1);
+        let begin = self.hint.get();
+        let mut number = begin.max(1);
         let mut runs: Vec<Run> = Vec::new();
         let (mut found, mut looked) = (0, 0u64);
         while found < target {
@@ -369,13 +466,35 @@ impl Refcounts {
             }
             return Err(error);
         }
-        self.hint.set(number);
+        // Unless something before that was freed meanwhile.
+        if self.hint.get() >= begin {
+            self.hint.set(number);
+        }
         self.pool.borrow_mut().extend(runs);
         Ok(())
     }
 
     /// Makes the block number `index`. Its cluster is one that it counts itself. Durable before it is used.
     async fn make_block(&self, index: u64) -> io::Result<()> {
+        self.make_block_beside(index, &|_| false).await
+    }
+
+    /// Makes a block for cluster `number` in an image whose refcounts are wrong: clusters that are `used` are left alone,
+    /// counted or not.
+    pub(super) async fn make_block_for(
+        &self,
+        number: u64,
+        used: &dyn Fn(u64) -> bool,
+    ) -> io::Result<()> {
+        self.make_block_beside(number / self.per_block, used).await
+    }
+
+    /// Whether the cluster became a table of refcounts since the image was opened.
+    pub(super) fn is_made(&self, number: u64) -> bool {
+        self.made.borrow().contains(&number)
+    }
+
+    async fn make_block_beside(&self, index: u64, used: &dyn Fn(u64) -> bool) -> io::Result<()> {
         if index >= self.table.borrow().len() as u64 {
             self.grow_table(index).await?;
         }
@@ -384,8 +503,16 @@ impl Refcounts {
         }
         let first = index * self.per_block;
         let within = (0..self.per_block)
-            .find(|n| first + n != 0 && !self.metadata.borrow().contains(&(first + n)))
-            .ok_or_else(|| corrupt("no room for a refcount block"))?;
+            .find(|n| {
+                let number = first + n;
+                number != 0 && !self.metadata.borrow().contains(&number) && !used(number)
+            })
+            .ok_or_else(|| {
+                corrupt(format!(
+                    "the refcounts of clusters {first} to {} are missing and all of them are in use",
+                    first + self.per_block - 1
+                ))
+            })?;
         let mut bytes = vec![0; self.cluster() as usize];
         set(&mut bytes, self.order, within, 1);
         let offset = (first + within) << self.cluster_bits;
@@ -398,6 +525,7 @@ impl Refcounts {
         }
         self.virgin.set(self.virgin.get().max(first + within + 1));
         self.metadata.borrow_mut().insert(first + within);
+        self.made.borrow_mut().insert(first + within);
         let dirty = None;
         self.blocks.borrow_mut().insert(
             index,
@@ -447,17 +575,9 @@ impl Refcounts {
         }
         let mut table = self.table.borrow().clone();
         table.resize((clusters * entries_per_cluster) as usize, 0);
-        let mut made = Vec::new();
-        for n in 0..blocks {
-            let offset = (start + n) << self.cluster_bits;
-            let mut bytes = vec![0; self.cluster() as usize];
-            let counted = total.saturating_sub(n * self.per_block).min(self.per_block);
-            for within in 0..counted {
-                set(&mut bytes, self.order, within, 1);
-            }
-            write_bytes(&*self.file, offset, &bytes).await?;
-            table[(last_block + n) as usize] = offset;
-            made.push((last_block + n, offset, bytes));
+        let made = self.write_blocks(last_block, blocks, total).await?;
+        for (index, offset, _) in &made {
+            table[*index as usize] = *offset;
         }
         let table_at = (start + blocks) << self.cluster_bits;
         let bytes: Vec<u8> = table.iter().flat_map(|e| e.to_be_bytes()).collect();
@@ -469,23 +589,7 @@ impl Refcounts {
         write_bytes(&*self.file, 48, &field).await?;
         self.file.flush().await?;
         *self.table.borrow_mut() = table;
-        self.virgin.set(self.virgin.get().max(start + total));
-        {
-            let mut metadata = self.metadata.borrow_mut();
-            metadata.extend(start..start + total);
-            let mut map = self.blocks.borrow_mut();
-            for (index, offset, bytes) in made {
-                let dirty = None;
-                map.insert(
-                    index,
-                    Block {
-                        offset,
-                        bytes,
-                        dirty,
-                    },
-                );
-            }
-        }
+        self.know_blocks(made, start, total, start + total);
         // The old table is not pointed to any more.
         let (old_at, old_clusters) = (
             be64(&old, 0) >> self.cluster_bits,

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Qcow2, entry::COPIED, header::be64};
+use super::{Freed, Qcow2, entry::COPIED, header::be64};
 use crate::layer::{read_bytes, write_bytes};
 
 impl Qcow2 {
@@ -69,7 +69,11 @@ impl Qcow2 {
         .await?;
         *self.l1.borrow_mut() = entries;
         if old_entries > 0 {
-            self.freed.borrow_mut().push((old_offset, old_entries * 8));
+            self.freed.borrow_mut().push(Freed {
+                host: old_offset,
+                len: old_entries * 8,
+                table: true,
+            });
         }
         self.flush_all().await
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Qcow2,
+    Freed, Qcow2,
     entry::{Mapping, OFFSET},
     header::{Header, be64},
     is_own,
@@ -222,7 +222,9 @@ impl Qcow2 {
         let last = host + len - 1;
         let beyond = last >= super::refcount::MAX_OFFSET;
         let table = match &self.refcounts {
-            Some(refcounts) => refcounts.is_metadata(host) || refcounts.is_metadata(last),
+            // What is compressed begins and ends anywhere, and may lie in three clusters.
+            Some(refcounts) => (host >> self.cluster_bits..=last >> self.cluster_bits)
+                .any(|number| refcounts.is_metadata(number << self.cluster_bits)),
             None => host < self.cluster(),
         };
         if beyond || table {
@@ -289,7 +291,11 @@ impl Qcow2 {
         self.l1.borrow_mut()[index] = host | super::COPIED;
         self.l1_dirty.borrow_mut().insert(index);
         if old & OFFSET != 0 {
-            self.freed.borrow_mut().push((old & OFFSET, self.cluster()));
+            self.freed.borrow_mut().push(Freed {
+                host: old & OFFSET,
+                len: self.cluster(),
+                table: true,
+            });
         }
         Ok(())
     }

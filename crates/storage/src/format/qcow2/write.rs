@@ -5,7 +5,7 @@ use std::io;
 use caisson_memory::Pinned;
 
 use super::{
-    Qcow2,
+    Freed, Qcow2,
     entry::{COPIED, Mapping, ZERO},
 };
 use crate::runtime::local::yield_now;
@@ -168,7 +168,11 @@ impl Qcow2 {
         if let Some((host, len)) = old.range(self.cluster()) {
             let mut freed = self.freed.borrow_mut();
             for n in 0..count {
-                freed.push((host + (n << self.cluster_bits), len));
+                freed.push(Freed {
+                    host: host + (n << self.cluster_bits),
+                    len,
+                    table: false,
+                });
             }
         }
     }

@@ -1,10 +1,11 @@
-//! VHD, fixed and dynamic (Microsoft's *Virtual Hard Disk Image Format Specification*, version 1.0). Differencing images
-//! are refused by name; sizes do not change.
+//! VHD, fixed, dynamic and differencing (Microsoft's *Virtual Hard Disk Image Format Specification*, version 1.0). Sizes do
+//! not change. A block of a differencing image that is written to is taken over from the parent as a whole. The format
+//! knows a parent by an identity that stays when the parent is written to: nobody notices that.
 //!
 //! A new block of a dynamic image is put where the footer is, after a footer has been put behind it: at each moment there
 //! is one at the end or the copy at the start. The table's entry is written when the block is durable. Each block begins
 //! with a map of the sectors that were written; before the first write to a block, the others are zeroed and the map is
-//! filled.
+//! filled. Blocks that lie over each other, or over anything else that counts, are refused.
 
 mod header;
 
@@ -17,13 +18,13 @@ use std::{
 
 use caisson_memory::Pinned;
 
-pub use header::{Kind, MAX_SIZE, Shape, create};
+pub use header::{Kind, MAX_SIZE, Parent, Shape, create};
 
 use crate::{
     error::corrupt,
-    format::{FormatError, refused},
-    layer::{Answer, Content, Extent, Layer, Traits, read_bytes, write_bytes},
-    open::read_only_error,
+    format::{Format, FormatError, Opener, refused},
+    layer::{Answer, Content, Extent, Guid, Layer, Traits, read_bytes, write_bytes},
+    open::{read_only_error, read_or_zeroes},
     runtime::local::{RangeLocks, Turnstile},
 };
 use header::{ABSENT, SECTOR};
@@ -31,9 +32,13 @@ use header::{ABSENT, SECTOR};
 /// The most maps of sectors that are remembered.
 const MAX_MAPS: usize = 4096;
 
+/// How much is taken over from a parent at once, in bytes.
+const COPY: u64 = 1 << 20;
+
 /// An open image.
 pub struct Vhd {
     file: Rc<dyn Layer>,
+    parent: Option<Rc<dyn Layer>>,
     shape: Shape,
     write: bool,
     /// Sectors at which blocks begin.
@@ -57,11 +62,38 @@ enum Part {
 }
 
 impl Vhd {
-    /// Opens the image in `file`.
+    /// Opens the image in `file`; `opener` opens its parent.
     ///
     /// # Errors
-    /// It is damaged or of a kind that is not supported.
-    pub async fn open(file: Rc<dyn Layer>, write: bool) -> Result<Self, FormatError> {
+    /// It is damaged, or its parent does not open or is another.
+    pub async fn open(
+        file: Rc<dyn Layer>,
+        write: bool,
+        opener: &dyn Opener,
+    ) -> Result<Self, FormatError> {
+        let mut image = Self::load(file, write).await?;
+        if let Some(parent) = &image.shape.parent {
+            let layer = opener.open(&parent.path, Some(Format::Vhd)).await?;
+            if layer.identity() != Some(parent.id) {
+                return Err(refused(format!(
+                    "its parent \"{}\" is another image",
+                    parent.path
+                )));
+            }
+            image.parent = Some(layer);
+        }
+        Ok(image)
+    }
+
+    /// Opens an image without its parent, for a look at its tables.
+    ///
+    /// # Errors
+    /// As [`Vhd::open`].
+    pub async fn open_tables(file: Rc<dyn Layer>) -> Result<Self, FormatError> {
+        Self::load(file, false).await
+    }
+
+    async fn load(file: Rc<dyn Layer>, write: bool) -> Result<Self, FormatError> {
         let shape = Shape::read(&*file).await?;
         let mut table = Vec::new();
         let mut end = file.size().saturating_sub(SECTOR);
@@ -77,27 +109,28 @@ impl Vhd {
                 .map(|b| b.try_into().unwrap_or_default());
             table.extend(entries.map(u32::from_be_bytes));
             let whole = map_len(block) + u64::from(block);
-            let mut starts: Vec<u64> = table
+            let mut ranges: Vec<(u64, u64)> = table
                 .iter()
                 .filter(|&&entry| entry != ABSENT)
                 .map(|&entry| u64::from(entry) * SECTOR)
+                .map(|start| (start, start + whole))
                 .collect();
-            starts.sort_unstable();
-            let table_end = (at + u64::from(blocks) * 4).max(3 * SECTOR);
-            if starts.first().is_some_and(|&first| first < table_end)
-                || starts.windows(2).any(|pair| pair[1] - pair[0] < whole)
-            {
+            ranges.extend(shape.taken.iter().filter(|range| range.0 < range.1));
+            ranges.sort_unstable();
+            if ranges.windows(2).any(|pair| pair[0].1 > pair[1].0) {
                 return Err(refused(
                     "two blocks, or a block and a table, lie over each other",
                 ));
             }
-            if let Some(last) = starts.last() {
-                end = end.max(last + whole);
-            }
-            end = end.max(table_end).next_multiple_of(SECTOR);
+            // The footer at the end moves; everything else stays.
+            let footer = (file.size().saturating_sub(SECTOR), file.size());
+            let stay = ranges.iter().filter(|&&range| range != footer);
+            end = stay.fold(end, |end, range| end.max(range.1));
+            end = end.next_multiple_of(SECTOR);
         }
         Ok(Self {
             file,
+            parent: None,
             shape,
             write,
             table: RefCell::new(table),
@@ -178,7 +211,12 @@ impl Vhd {
             sector += 1;
         }
         let run = (sector * SECTOR - within).min(len);
-        Ok((if is { Part::At(data) } else { Part::Zero }, run))
+        let part = match (is, &self.parent) {
+            (true, _) => Part::At(data),
+            (false, None) => Part::Zero,
+            (false, Some(_)) => Part::Absent,
+        };
+        Ok((part, run))
     }
 
     /// Makes sure that a block is there and all of it counts as written.
@@ -190,13 +228,7 @@ impl Vhd {
             let Some(map) = self.map(index, start).await? else {
                 return Ok(());
             };
-            let data = start + map_len(block);
-            for sector in 0..u64::from(block) / SECTOR {
-                if map[(sector / 8) as usize] >> (7 - sector % 8) & 1 == 0 {
-                    let at = data + sector * SECTOR;
-                    self.file.write_zeroes(at, SECTOR, false).await?;
-                }
-            }
+            self.complete(index, start + map_len(block)).await?;
             self.file.flush().await?;
             write_bytes(&*self.file, start, &vec![0xff; map.len()]).await?;
             self.maps.borrow_mut().remove(&index);
@@ -211,6 +243,9 @@ impl Vhd {
         write_bytes(&*self.file, start + whole, &self.shape.footer).await?;
         let data = start + map_len(block);
         self.file.write_zeroes(data, block.into(), true).await?;
+        if self.parent.is_some() {
+            self.complete(index, data).await?;
+        }
         let sectors = u64::from(block) / SECTOR;
         let mut map = vec![0; map_len(block) as usize];
         map[..sectors.div_ceil(8) as usize].fill(0xff);
@@ -223,6 +258,28 @@ impl Vhd {
         let slot = table.get_mut(index as usize);
         *slot.ok_or_else(|| corrupt("a block beyond the table"))? = entry;
         self.full.borrow_mut().insert(index);
+        Ok(())
+    }
+
+    /// Gives the sectors of a block that were not written their content: the parent's, or zeroes. The block's data goes to
+    /// `data`.
+    async fn complete(&self, index: u32, data: u64) -> io::Result<()> {
+        let begin = u64::from(index) * self.block();
+        let mut at = begin;
+        while at < begin + self.block() {
+            let (part, run) = self.part(at, (begin + self.block() - at).min(COPY)).await?;
+            let to = data + (at - begin);
+            match (part, &self.parent) {
+                (Part::At(_), _) => {}
+                (Part::Absent, Some(parent)) => {
+                    let memory = Pinned::zeroed(run as usize);
+                    read_or_zeroes(&**parent, at, memory.clone()).await?;
+                    self.file.write(to, memory, false).await?;
+                }
+                _ => self.file.write_zeroes(to, run, false).await?,
+            }
+            at += run;
+        }
         Ok(())
     }
 
@@ -290,9 +347,12 @@ impl Layer for Vhd {
             while done < len {
                 let (part, run) = self.part(at + done, len - done).await?;
                 let into = into.slice(done as usize, run as usize);
-                match part {
-                    Part::At(host) => self.file.read(host, into).await?,
-                    Part::Absent | Part::Zero => into.fill(0, into.len(), 0),
+                match (part, &self.parent) {
+                    (Part::At(host), _) => self.file.read(host, into).await?,
+                    (Part::Absent, Some(parent)) => {
+                        read_or_zeroes(&**parent, at + done, into).await?;
+                    }
+                    _ => into.fill(0, into.len(), 0),
                 }
                 done += run;
             }
@@ -319,6 +379,16 @@ impl Layer for Vhd {
     }
 
     fn discard<'a>(&'a self, at: u64, len: u64) -> Answer<'a> {
+        if self.parent.is_some() {
+            // Zeroes would take space that the parent's content does not.
+            return Box::pin(async move {
+                if self.write {
+                    Ok(())
+                } else {
+                    Err(read_only_error())
+                }
+            });
+        }
         self.write_zeroes(at, len, true)
     }
 
@@ -329,9 +399,18 @@ impl Layer for Vhd {
             }
             let mut done = 0;
             while done < len {
-                let (part, run) = self.part(at + done, len - done).await?;
-                if let Part::At(host) = part {
-                    self.file.write_zeroes(host, run, unmap).await?;
+                let here = at + done;
+                let (part, run) = self.part(here, len - done).await?;
+                match part {
+                    Part::At(host) => self.file.write_zeroes(host, run, unmap).await?,
+                    Part::Absent if self.parent.is_some() => {
+                        let index = (here / self.block()) as u32;
+                        let lock = self.locks.lock(index.into(), u64::from(index) + 1, true);
+                        let _lock = lock.await;
+                        self.prepare(index).await?;
+                        continue;
+                    }
+                    Part::Absent | Part::Zero => {}
                 }
                 done += run;
             }
@@ -349,7 +428,10 @@ impl Layer for Vhd {
                     ..stored
                 });
             }
-            let content = Content::Zero;
+            let content = match (part, &self.parent) {
+                (Part::Absent, Some(parent)) if at < parent.size() => Content::Absent,
+                _ => Content::Zero,
+            };
             Ok(Extent { len: run, content })
         })
     }
@@ -361,5 +443,9 @@ impl Layer for Vhd {
                 "a VHD keeps its size; convert it to another format",
             ))
         })
+    }
+
+    fn identity(&self) -> Option<Guid> {
+        self.shape.footer.get(68..84)?.try_into().ok()
     }
 }
