@@ -24,7 +24,7 @@ pub(crate) const VERSION: u32 = 0x0001_0400;
 
 const CC_EN: u32 = 1;
 /// Command set, page size and arbitration: all of them offered as 0 only.
-const CC_FIXED: u32 = 0b111_1111_111 << 4;
+const CC_FIXED: u32 = 0b11_1111_1111 << 4;
 /// The only sizes of entries: 64 bytes of a command (2^6), 16 of a completion (2^4).
 const CC_ENTRIES: u32 = 4 << 20 | 6 << 16;
 const CC_SHN: u32 = 0b11 << 14;
@@ -186,7 +186,7 @@ impl Nvme {
         }
         let queue = usize::try_from(index / 2).unwrap_or(usize::MAX);
         let state = &mut self.state;
-        let failure = if index % 2 == 0 {
+        let failure = if index.is_multiple_of(2) {
             match state.submission.get_mut(queue) {
                 Some(Some(queue)) if value < queue.size => {
                     queue.tail = value;

@@ -13,6 +13,8 @@ use super::RestoreFrom;
 const EXAMPLES: &str = "\
 Examples:
   caisson run                                   a Debian shell; Ctrl-A x leaves it
+  caisson run debian                            a whole Debian, made on the first use
+  caisson run debian --keep web.qcow2           one that remembers
   caisson run --cpus 4 --memory 2G              with more room
   caisson run --cpu x86-64-v3                   the same processor on every host that can
   caisson run -- sh -c 'nproc; exit 3'          one command; exits with 3
@@ -135,6 +137,11 @@ pub(crate) struct RunArgs {
     /// iops-burst and limit-group=NAME. Repeat it for more disks
     #[arg(long, value_name = "PATH[,KEY=VALUE…]", help_heading = "Disks")]
     pub(crate) disk: Vec<Disk>,
+
+    /// Keep what a guest with a disk of its own (debian) writes, in this qcow2 image: it is made as a
+    /// copy of the clean one if there is none. Otherwise each run starts from the clean image
+    #[arg(long, value_name = "FILE", help_heading = "Disks")]
+    pub(crate) keep: Option<HostPath>,
 
     /// Have a debug console (I/O port 0xe9) and lead it like a serial port
     #[arg(long, value_name = "WHERE", help_heading = "Ports")]

@@ -5,9 +5,10 @@ use std::io;
 
 use anyhow::{Result, anyhow};
 use caisson_config::{DiskBus, MachineConfig, VirtioTransport, closest, defaults};
-use caisson_image::{CmdlineOptions, GuestMode, ImageStore, MINI, default_cmdline};
+use caisson_image::{CmdlineOptions, DEBIAN, GuestMode, ImageStore, MINI, default_cmdline};
 use caisson_machine::{BootSpec, Input};
 
+use super::{debian, plan};
 use crate::{image, terminal};
 
 /// The kernel, initrd and command line of `config`; an image is fetched if it is not here.
@@ -32,8 +33,18 @@ pub(super) fn spec(config: &MachineConfig, quiet: bool, boot_log: bool) -> Resul
                 .unwrap_or_else(|| defaults::CMDLINE.into()),
         });
     };
+    if plan::is_debian(config) {
+        let image = ImageStore::open_default()?.debian()?;
+        let image = image.ok_or_else(|| anyhow!("the image \"debian\" was removed meanwhile"))?;
+        return Ok(BootSpec {
+            kernel: Input::open("kernel", &image.kernel, ram)?,
+            initrd,
+            modules: Vec::new(),
+            cmdline: debian::cmdline(config, boot_log),
+        });
+    }
     if name.as_str() != MINI {
-        let hint = closest(name.as_str(), [MINI])
+        let hint = closest(name.as_str(), [MINI, DEBIAN])
             .map(|name| format!(" (did you mean \"{name}\"?)"))
             .unwrap_or_default();
         return Err(anyhow!(

@@ -3,6 +3,7 @@
 mod boot;
 mod command;
 mod console;
+pub(crate) mod debian;
 mod disks;
 mod plan;
 mod saving;
@@ -40,6 +41,14 @@ pub(crate) fn run(args: &RunArgs, verbose: u8) -> Result<Exit> {
     backend::require_usable(&*hypervisor)?;
     plan::check_files(&config)?;
     plan::check_cpu(&config, &*hypervisor)?;
+    if plan::is_debian(&config) {
+        let progress = crate::image::progress(args.quiet);
+        let image = debian::ensure(config.accel, &*progress)?;
+        debian::add_root(&mut config, &image, args.keep.as_ref(), &*progress)?;
+    }
+    if args.save_on_exit.is_some() {
+        plan::check_can_be_saved(&config)?;
+    }
     let disks = Disks::open(&config)?;
     let boot = boot::spec(&config, args.quiet, verbose > 0)?;
     // After the image was fetched: a fetch is ended by signals in the ordinary way, and its helper
