@@ -49,12 +49,13 @@ pub(crate) fn run(args: &RunArgs, verbose: u8) -> Result<Exit> {
     if args.save_on_exit.is_some() {
         plan::check_can_be_saved(&config)?;
     }
-    let disks = Disks::open(&config)?;
     let boot = boot::spec(&config, args.quiet, verbose > 0)?;
     // After the image was fetched: a fetch is ended by signals in the ordinary way, and its helper
     // threads are gone. Before the machine has threads of its own.
     let signals = terminal::block_signals().context("cannot take signals")?;
     hypervisor.warm_up();
+    // Its thread must not take the signals either.
+    let disks = Disks::open(&config)?;
     let save = args
         .save_on_exit
         .as_ref()
