@@ -137,3 +137,32 @@ fn the_second_machine_that_would_write_is_told_who_does() {
     assert_eq!(second.code, Some(1), "{second:?}");
     assert_eq!(second.stdout, "hello");
 }
+
+#[test]
+fn a_signal_saves_a_machine_with_a_disk() {
+    let bench = Bench::new();
+    let code = [asm::print(">"), asm::echo_until_q(), asm::debug_exit(0)].concat();
+    let waits = bench.file("w", kernel(&code));
+    assert_eq!(bench.run(["disk", "create", "a.qcow2", "8M"]).code, Some(0));
+    let machine = ["run", "--kernel", &waits, "--save-on-exit", "nap"];
+    let mut child = support::spawn(
+        bench
+            .command(machine.iter().chain(&["--disk", "a.qcow2"]))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped()),
+    );
+    let mut said = [0];
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut said)
+        .unwrap();
+    let process = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
+    child.wait().unwrap();
+    assert!(bench.path("nap/state").exists(), "it was saved");
+    let checked = bench.run(["disk", "check", "a.qcow2"]);
+    assert_eq!(checked.stdout, "nothing is wrong\n", "it was put in order");
+}
