@@ -4,16 +4,25 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use anyhow::Result;
-use caisson_config::{ImageName, defaults};
-use caisson_image::{ImageInfo, ImageStore, MINI, Progress, Silent, TerminalProgress, human_bytes};
+use anyhow::{Result, anyhow};
+use caisson_config::{Accel, ImageName, defaults};
+use caisson_image::{
+    DEBIAN, DEBIAN_12, ImageInfo, ImageStore, MINI, Progress, Silent, TerminalProgress, human_bytes,
+};
 use serde::Serialize;
 
 use crate::cli::{ImageArgs, ImageCommand};
 use crate::exit::Exit;
+use crate::run;
 
 /// Images that exist, with what they are.
-const KNOWN: [(&str, &str); 1] = [(MINI, "Debian's cloud kernel with a small root of busybox")];
+const KNOWN: [(&str, &str); 2] = [
+    (MINI, "Debian's cloud kernel with a small root of busybox"),
+    (
+        DEBIAN,
+        "Debian 12 with systemd on a disk of its own, made on this host",
+    ),
+];
 
 /// Where a slow job reports: a progress bar, or nowhere.
 pub(crate) fn progress(quiet: bool) -> Box<dyn Progress> {
@@ -30,7 +39,15 @@ pub(crate) fn run(args: &ImageArgs) -> Result<Exit> {
     let mut out = io::stdout().lock();
     match &args.command {
         ImageCommand::Pull { name, quiet } => {
-            let info = store.pull(name_or_default(name), &*progress(*quiet))?;
+            let name = name_or_default(name);
+            let info = match name {
+                DEBIAN | DEBIAN_12 => {
+                    run::debian::build(&store, Accel::Auto, &*progress(*quiet))?;
+                    let made = store.list()?.into_iter().find(|info| info.name == DEBIAN);
+                    made.ok_or_else(|| anyhow!("the image \"{name}\" was removed meanwhile"))?
+                }
+                _ => store.pull(name, &*progress(*quiet))?,
+            };
             if !quiet {
                 writeln!(
                     out,
@@ -147,8 +164,9 @@ mod tests {
     fn images_that_are_not_here_are_listed_too() {
         assert_eq!(
             table(&rows(&[])),
-            "NAME  VERSION     SIZE  WHAT IT IS\n\
-             mini  not pulled  -     Debian's cloud kernel with a small root of busybox\n"
+            "NAME    VERSION     SIZE  WHAT IT IS\n\
+             mini    not pulled  -     Debian's cloud kernel with a small root of busybox\n\
+             debian  not pulled  -     Debian 12 with systemd on a disk of its own, made on this host\n"
         );
         let info = ImageInfo {
             name: MINI.into(),
@@ -159,7 +177,7 @@ mod tests {
         };
         assert_eq!(
             serde_json::to_string(&rows(&[info])).unwrap(),
-            r#"[{"name":"mini","description":"Debian's cloud kernel with a small root of busybox","pulled":true,"version":"6.1","bytes":3145728,"created":0,"path":"/x"}]"#
+            r#"[{"name":"mini","description":"Debian's cloud kernel with a small root of busybox","pulled":true,"version":"6.1","bytes":3145728,"created":0,"path":"/x"},{"name":"debian","description":"Debian 12 with systemd on a disk of its own, made on this host","pulled":false}]"#
         );
     }
 }

@@ -22,6 +22,7 @@ mod cpu;
 #[cfg(feature = "std")]
 mod cpu_file;
 mod debug_exit;
+mod disk;
 #[cfg(feature = "std")]
 mod file;
 mod machine;
@@ -41,6 +42,7 @@ pub use cpu::{Cpu, CpuError, CpuModel};
 #[cfg(feature = "std")]
 pub use cpu_file::{CpuBase, CpuFile, CpuVendor};
 pub use debug_exit::DebugExit;
+pub use disk::{Backing, BlockSize, Disk, DiskBus, DiskCache, DiskFormat, Ephemeral};
 #[cfg(feature = "std")]
 pub use file::{FileError, MAX_FILE_BYTES};
 pub use machine::{MachineConfig, OnReboot};

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Accel, CharBackend, Cpu, DebugExit, HostPath, ImageName, MachineName, Memory, SoftTier,
+    Accel, CharBackend, Cpu, DebugExit, Disk, HostPath, ImageName, MachineName, Memory, SoftTier,
     VirtioTransport, defaults,
 };
 
@@ -51,6 +51,9 @@ pub struct MachineConfig {
     /// The virtio consoles, `hvc0` and so on in Linux. At most 8.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub console: Vec<CharBackend>,
+    /// The disks, in the order in which the guest finds them. At most 16.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disk: Vec<Disk>,
     /// Whether there is a virtio entropy device, fed by the host's random numbers.
     pub rng: bool,
     /// What carries the virtio devices.
@@ -91,6 +94,7 @@ impl Default for MachineConfig {
             soft_tier: SoftTier::default(),
             serial: alloc::vec![CharBackend::Stdio],
             console: Vec::new(),
+            disk: Vec::new(),
             rng: false,
             virtio: VirtioTransport::default(),
             debugcon: None,
@@ -120,5 +124,6 @@ impl MachineConfig {
             .chain(self.serial.iter_mut().filter_map(CharBackend::path_mut))
             .chain(self.console.iter_mut().filter_map(CharBackend::path_mut))
             .chain(self.debugcon.iter_mut().filter_map(CharBackend::path_mut))
+            .chain(self.disk.iter_mut().flat_map(Disk::paths_mut))
     }
 }

@@ -73,6 +73,15 @@ pub(crate) fn remove(path: &Path) -> Result<(), ImageError> {
     }
 }
 
+/// A folder for a job in `folder`, removed with everything in it unless the job is done.
+pub(crate) fn unfinished_folder(folder: &Path) -> Result<tempfile::TempDir, ImageError> {
+    create_folder(folder)?;
+    tempfile::Builder::new()
+        .prefix(UNFINISHED)
+        .tempdir_in(folder)
+        .map_err(ImageError::io("create a folder in", folder, 0))
+}
+
 /// Removes what interrupted runs left in `folder`. Only for the holder of the store's lock.
 pub(crate) fn remove_unfinished(folder: &Path) -> Result<(), ImageError> {
     let entries = match fs::read_dir(folder) {

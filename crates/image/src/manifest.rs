@@ -5,6 +5,7 @@ use crate::durable;
 use crate::error::ImageError;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -30,7 +31,11 @@ pub(crate) struct Manifest {
     /// The kernel.
     pub(crate) kernel: ImageFile,
     /// One initramfs for each list of modules that was asked for.
+    #[serde(default)]
     pub(crate) initramfs: Vec<Initramfs>,
+    /// Its disk, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) disk: Option<ImageFile>,
 }
 
 /// A file of an image.
@@ -95,6 +100,12 @@ impl Manifest {
     /// What a list of images says of this one in `folder`.
     pub(crate) fn info(&self, folder: &Path) -> ImageInfo {
         let archives = self.initramfs.iter().map(|archive| archive.file.bytes);
+        // A disk is mostly holes: what counts is what it takes.
+        let used = |disk: &ImageFile| {
+            let found = std::fs::metadata(folder.join(&disk.file));
+            found.map_or(0, |found| found.blocks() * 512)
+        };
+        let archives = archives.chain(self.disk.iter().map(used));
         ImageInfo {
             name: self.name.clone(),
             version: self.version.clone(),
@@ -142,6 +153,7 @@ mod tests {
                 sha256: "00".into(),
             },
             initramfs: Vec::new(),
+            disk: None,
         };
         manifest.write(folder.path()).unwrap();
         assert_eq!(Manifest::read(folder.path()).unwrap(), Some(manifest));

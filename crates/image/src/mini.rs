@@ -62,6 +62,22 @@ pub(crate) struct Source {
     pub(crate) file: PathBuf,
 }
 
+/// Writes the kernel of the package `kernel` to `folder`.
+pub(crate) fn write_kernel(folder: &Path, kernel: &Source) -> Result<ImageFile, ImageError> {
+    let (path, vmlinuz) = deb::read_file(&kernel.file, "kernel", MAX_KERNEL, |path| {
+        path.starts_with("boot/vmlinuz-")
+    })?;
+    let file = path.trim_start_matches("boot/").to_owned();
+    let (sha256, bytes) = write_whole(&folder.join(&file), vmlinuz.len() as u64, |out| {
+        out.write_all(&vmlinuz)
+    })?;
+    Ok(ImageFile {
+        file,
+        bytes,
+        sha256,
+    })
+}
+
 /// Makes the image in `folder` out of the two packages and gives its manifest, which is written
 /// last. Archives of `previous` that still fit stay.
 pub(crate) fn assemble(
@@ -71,18 +87,7 @@ pub(crate) fn assemble(
     modules: &[String],
     previous: Option<Manifest>,
 ) -> Result<Manifest, ImageError> {
-    let (vmlinuz_path, vmlinuz) = deb::read_file(&kernel.file, "kernel", MAX_KERNEL, |path| {
-        path.starts_with("boot/vmlinuz-")
-    })?;
-    let name = vmlinuz_path.trim_start_matches("boot/").to_owned();
-    let (sha256, bytes) = write_whole(&folder.join(&name), vmlinuz.len() as u64, |out| {
-        out.write_all(&vmlinuz)
-    })?;
-    let kernel_file = ImageFile {
-        file: name,
-        bytes,
-        sha256,
-    };
+    let kernel_file = write_kernel(folder, kernel)?;
 
     let (busybox_path, program) =
         deb::read_file(&busybox.file, "busybox program", MAX_BUSYBOX, |path| {
@@ -123,6 +128,7 @@ pub(crate) fn assemble(
         packages,
         kernel: kernel_file,
         initramfs: archives,
+        disk: None,
     };
     manifest.write(folder)?;
     remove_others(folder, &manifest)?;

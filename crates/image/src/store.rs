@@ -12,6 +12,7 @@
 
 use crate::apt::{Apt, Record};
 use crate::deb::{self, Limits};
+use crate::debian::{self, DEBIAN, DEBIAN_12, DebianBuild, DebianImage};
 use crate::durable::{self, create_folder};
 use crate::error::ImageError;
 use crate::lock::Lock;
@@ -323,13 +324,54 @@ impl ImageStore {
         Ok(files)
     }
 
+    /// The image `debian`, if it is here.
+    ///
+    /// # Errors
+    /// If its folder cannot be read.
+    pub fn debian(&self) -> Result<Option<DebianImage>, ImageError> {
+        let folder = self.image_folder(DEBIAN)?;
+        Ok(Manifest::read(&folder)?.and_then(|found| debian::find(&found, &folder)))
+    }
+
+    /// Fetches what the image `debian` is made of, and lays out the disks of the machine that makes it. Until the result is
+    /// dropped or finished, the store is locked.
+    ///
+    /// # Errors
+    /// If a package cannot be fetched. What was fetched until then is used by the next attempt.
+    pub fn prepare_debian(&self, progress: &dyn Progress) -> Result<DebianBuild, ImageError> {
+        let folder = self.image_folder(DEBIAN)?;
+        let lock = self.lock(progress)?;
+        let apt = self.apt();
+        apt.refresh(FRESH_ENOUGH, &lock, progress)?;
+        let meta = apt.record(KERNEL_META, &lock)?;
+        let kernel = apt.record(mini::kernel_package(&meta)?, &lock)?;
+        let records = apt.closure(debian::PACKAGES, &lock)?;
+        let sources = apt.sources(&lock)?;
+        create_folder(&self.packages())?;
+        create_folder(&folder)?;
+        let missing = records.iter().chain([&kernel]);
+        let missing = missing.filter(|record| !self.has_file(record));
+        let needed = missing.map(|record| record.size).sum::<u64>() + debian::SPACE;
+        durable::require_space(&self.packages(), needed)?;
+        let kernel = self.fetch(&apt, kernel, &lock, progress)?;
+        let vmlinuz = mini::write_kernel(&folder, &kernel)?;
+        let mut packages = Vec::new();
+        for record in records {
+            packages.push(self.fetch(&apt, record, &lock, progress)?);
+        }
+        debian::prepare(&folder, (&kernel, vmlinuz), &packages, &sources, lock)
+    }
+
     fn image_folder(&self, name: &str) -> Result<PathBuf, ImageError> {
         if name == MINI {
             return Ok(self.root.join("images").join(MINI));
         }
+        if [DEBIAN, DEBIAN_12].contains(&name) {
+            return Ok(self.root.join("images").join(DEBIAN));
+        }
         Err(ImageError::UnknownImage {
             name: name.to_owned(),
-            known: MINI.to_owned(),
+            known: format!("{MINI}, {DEBIAN}"),
         })
     }
 
@@ -348,6 +390,7 @@ impl ImageStore {
             self.packages(),
             self.packages().join("unpacked"),
             self.root.join("images").join(MINI),
+            self.root.join("images").join(DEBIAN),
         ] {
             durable::remove_unfinished(&folder)?;
         }

@@ -20,7 +20,7 @@ use std::{
 };
 
 use anyhow::{Result, anyhow, bail, ensure};
-use caisson_config::{Cpu, HugePages, OnReboot, VirtioTransport};
+use caisson_config::{Cpu, DiskBus, HugePages, OnReboot, VirtioTransport};
 use caisson_hypervisor::{Availability, Hypervisor};
 use caisson_hypervisor_soft::{Soft, Tier};
 use caisson_machine::{
@@ -133,9 +133,11 @@ pub struct VmSpec {
     pub on_crash: OnCrash,
     /// What carries its virtio devices: it has an entropy device and a console then.
     pub virtio: Option<VirtioTransport>,
-    /// A file with the content of its virtio disk, if it has one. The disk is in memory; the file is written when the
+    /// A file with the content of its disk, if it has one. The disk is in memory; the file is written when the
     /// machine moves.
     pub disk: Option<PathBuf>,
+    /// The device in front of that.
+    pub disk_bus: DiskBus,
     /// When it goes on in another process.
     pub moves: Moves,
 }
@@ -159,6 +161,7 @@ impl VmSpec {
             on_crash: OnCrash::End,
             virtio: None,
             disk: None,
+            disk_bus: DiskBus::default(),
             moves: Moves::default(),
         }
     }
@@ -214,6 +217,7 @@ impl VmSpec {
             com2,
             virtio: self.virtio,
             disk: self.disk.clone(),
+            disk_bus: self.disk_bus,
         }
     }
 }

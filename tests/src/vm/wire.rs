@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
 };
 
-use caisson_config::VirtioTransport;
+use caisson_config::{DiskBus, VirtioTransport};
 use caisson_machine::Outcome;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -46,6 +46,7 @@ pub(super) struct Description {
     pub(super) virtio: Option<VirtioTransport>,
     /// The content of its disk, if it has one: read when it is made, and kept there when it leaves.
     pub(super) disk: Option<PathBuf>,
+    pub(super) disk_bus: DiskBus,
 }
 
 /// From the test to the process. Each gets an [`Answer`].

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use caisson_config::{
-    Accel, CharBackend, Cpu, DebugExit, HostPath, ImageName, MachineConfig, MachineName, Memory,
-    OnReboot, SoftTier, VirtioTransport,
+    Accel, CharBackend, Cpu, DebugExit, Disk, HostPath, ImageName, MachineConfig, MachineName,
+    Memory, OnReboot, SoftTier, VirtioTransport,
 };
 use clap::Args;
 
@@ -13,6 +13,8 @@ use super::RestoreFrom;
 const EXAMPLES: &str = "\
 Examples:
   caisson run                                   a Debian shell; Ctrl-A x leaves it
+  caisson run debian                            a whole Debian, made on the first use
+  caisson run debian --keep web.qcow2           one that remembers
   caisson run --cpus 4 --memory 2G              with more room
   caisson run --cpu x86-64-v3                   the same processor on every host that can
   caisson run -- sh -c 'nproc; exit 3'          one command; exits with 3
@@ -23,6 +25,9 @@ Examples:
   caisson run --kernel vmlinux --initrd root.cpio.gz --cmdline 'console=ttyS0 quiet'
   caisson run --kernel hobby.elf --debugcon stdio --serial null --debug-exit
                                                 a Multiboot kernel and its test ports
+  caisson run --disk data.qcow2                 with a disk, /dev/vda in the guest
+  caisson run --disk base.qcow2,ephemeral --disk seed.img,format=raw,bus=nvme,readonly
+                                                what is written to the first is thrown away
   caisson run --config web.toml --memory 4G     a description, with one thing changed
   caisson run --save-on-exit nap                a machine that is saved when it is left,
   caisson run --restore nap                     and goes on here
@@ -128,6 +133,21 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "pci|mmio", help_heading = "Machine")]
     pub(crate) virtio: Option<VirtioTransport>,
 
+    /// Have a disk: the image, then what it is to be. bus=virtio|nvme is the device that the guest
+    /// sees, format=raw|qcow2|vhd the image's format where its name and content do not tell.
+    /// readonly refuses writes; ephemeral throws away at the end what was written (ephemeral=DIR
+    /// keeps it in a file there instead of in memory). cache=writeback|direct|writethrough|unsafe;
+    /// backing=on or backing=DIR lets the image name files that it is based on; id=TEXT;
+    /// block=512|4096; bandwidth=SIZE and iops=N are limits per second, with bandwidth-burst,
+    /// iops-burst and limit-group=NAME. Repeat it for more disks
+    #[arg(long, value_name = "PATH[,KEY=VALUE…]", help_heading = "Disks")]
+    pub(crate) disk: Vec<Disk>,
+
+    /// Keep what a guest with a disk of its own (debian) writes, in this qcow2 image: it is made as a
+    /// copy of the clean one if there is none. Otherwise each run starts from the clean image
+    #[arg(long, value_name = "FILE", help_heading = "Disks")]
+    pub(crate) keep: Option<HostPath>,
+
     /// Have a debug console (I/O port 0xe9) and lead it like a serial port
     #[arg(long, value_name = "WHERE", help_heading = "Ports")]
     pub(crate) debugcon: Option<CharBackend>,
@@ -218,6 +238,9 @@ impl RunArgs {
         if !self.serial.is_empty() {
             config.serial.clone_from(&self.serial);
         }
+        if !self.disk.is_empty() {
+            config.disk.clone_from(&self.disk);
+        }
         if !self.console.is_empty() {
             config.console.clone_from(&self.console);
         }
@@ -279,6 +302,10 @@ mod tests {
                 "--rng",
                 "--virtio",
                 "mmio",
+                "--disk",
+                "a.qcow2,backing=on,ephemeral=/tmp",
+                "--disk",
+                "path=b,format=raw,bus=nvme,readonly,cache=direct,id=b,block=4096,iops=9,iops-burst=8,bandwidth=1M,bandwidth-burst=64K,limit-group=g",
             ],
         );
         let by_file = MachineConfig::from_toml(
@@ -298,6 +325,7 @@ on-reboot = "stop"
 console = [{ socket = "c" }]
 rng = true
 virtio = "mmio"
+disk = [{ path = "a.qcow2", backing = true, ephemeral = "/tmp" }, { path = "b", format = "raw", bus = "nvme", readonly = true, cache = "direct", id = "b", block = 4096, iops = 9, iops-burst = 8, bandwidth = "1M", bandwidth-burst = "64K", limit-group = "g" }]
 "#,
         )
         .unwrap();

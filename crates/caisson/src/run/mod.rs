@@ -3,6 +3,8 @@
 mod boot;
 mod command;
 mod console;
+pub(crate) mod debian;
+mod disks;
 mod plan;
 mod saving;
 mod stopper;
@@ -19,6 +21,7 @@ use crate::backend;
 use crate::cli::RunArgs;
 use crate::exit::Exit;
 use crate::terminal::{self, say};
+use disks::Disks;
 use saving::{SaveTo, Saved};
 use stopper::Stopper;
 
@@ -47,11 +50,21 @@ fn run_machine(args: &RunArgs, verbose: u8) -> Result<Exit> {
     backend::require_usable(&*hypervisor)?;
     plan::check_files(&config)?;
     plan::check_cpu(&config, &*hypervisor)?;
+    if plan::is_debian(&config) {
+        let progress = crate::image::progress(args.quiet);
+        let image = debian::ensure(config.accel, &*progress)?;
+        debian::add_root(&mut config, &image, args.keep.as_ref(), &*progress)?;
+    }
+    if args.save_on_exit.is_some() {
+        plan::check_can_be_saved(&config)?;
+    }
     let boot = boot::spec(&config, args.quiet, verbose > 0)?;
     // After the image was fetched: a fetch is ended by signals in the ordinary way, and its helper
     // threads are gone. Before the machine has threads of its own.
     let signals = terminal::block_signals().context("cannot take signals")?;
     hypervisor.warm_up();
+    // Its thread must not take the signals either.
+    let disks = Disks::open(&config)?;
     let save = args
         .save_on_exit
         .as_ref()
@@ -63,14 +76,14 @@ fn run_machine(args: &RunArgs, verbose: u8) -> Result<Exit> {
             &config,
             args.quiet,
             hypervisor,
-            (boot, saved),
+            (boot, disks, saved),
             signals,
             &stopper,
         )
     } else {
         // A guest that starts again would have lost the command.
         config.on_reboot = OnReboot::Stop;
-        command::run(&config, hypervisor, boot, signals, &stopper)
+        command::run(&config, hypervisor, (boot, disks), signals, &stopper)
     }
 }
 

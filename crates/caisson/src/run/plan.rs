@@ -6,8 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
-use caisson_config::{Limits, MachineConfig};
+use caisson_config::{Disk, Ephemeral, Limits, MachineConfig};
 use caisson_hypervisor::Hypervisor;
+use caisson_image::{DEBIAN, DEBIAN_12};
 use caisson_machine::CpuSpec;
 
 use crate::backend;
@@ -32,6 +33,12 @@ pub(super) fn config(args: &RunArgs) -> Result<(MachineConfig, Arc<dyn Hyperviso
         )
         .into());
     }
+    if args.keep.is_some() && !is_debian(&config) {
+        return Err(UsageError(
+            "--keep is for images with a disk, as `caisson run debian`; give the machine a disk with --disk instead".into(),
+        )
+        .into());
+    }
     let hypervisor = backend::choose(config.accel, config.soft_tier)?;
     let limits = Limits {
         max_cpus: hypervisor.max_vcpus(),
@@ -41,6 +48,25 @@ pub(super) fn config(args: &RunArgs) -> Result<(MachineConfig, Arc<dyn Hyperviso
         .validate(&limits)
         .map_err(|invalid| UsageError(invalid.to_string()))?;
     Ok((config, hypervisor))
+}
+
+/// Whether the machine runs the image with a disk of its own.
+pub(super) fn is_debian(config: &MachineConfig) -> bool {
+    let image = config.effective_image();
+    image.is_some_and(|image| [DEBIAN, DEBIAN_12].contains(&image.as_str()))
+}
+
+/// Refuses to save a machine whose disks end with this process.
+pub(super) fn check_can_be_saved(config: &MachineConfig) -> Result<()> {
+    let thrown_away = |disk: &&Disk| disk.ephemeral != Ephemeral::Off;
+    match config.disk.iter().find(thrown_away) {
+        None => Ok(()),
+        Some(disk) => Err(UsageError(format!(
+            "a machine with a throw-away layer cannot be saved: what was written to \"{}\" ends with caisson; leave out --save-on-exit, or keep what is written (a copy of the image, or --keep with an image of Caisson's)",
+            disk.path.as_str()
+        ))
+        .into()),
+    }
 }
 
 /// Checks the files that a description names for what can be said without reading them.

@@ -143,6 +143,27 @@ impl Apt {
         }
     }
 
+    /// The host's sources of packages, as lines for a guest's `sources.list`.
+    pub(crate) fn sources(&self, lock: &Lock) -> Result<String, ImageError> {
+        let arguments = [
+            "indextargets",
+            "--format",
+            "deb $(REPO_URI) $(RELEASE) $(COMPONENT)",
+            "Created-By: Packages",
+        ];
+        let printed = self.run("apt-get", &arguments, lock)?;
+        let mut lines: Vec<&str> = Vec::new();
+        for line in printed.lines() {
+            // Names and passwords of the host's are none of the guest's business.
+            let plain = line.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
+            let public = line.starts_with("deb http") && !line.contains('@');
+            if plain && public && !lines.contains(&line) {
+                lines.push(line);
+            }
+        }
+        Ok(lines.iter().map(|line| format!("{line}\n")).collect())
+    }
+
     fn has_lists(&self) -> bool {
         std::fs::read_dir(self.root.join("state/lists")).is_ok_and(|mut entries| {
             entries.any(|entry| {

@@ -9,29 +9,29 @@ const SYMLINK: u32 = 0o120_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
 
 /// Writes entries in the order given, all owned by root and dated 1970.
-pub(super) struct Writer<W> {
+pub(crate) struct Writer<W> {
     out: W,
     inode: u32,
 }
 
 impl<W: Write> Writer<W> {
-    pub(super) fn new(out: W) -> Self {
+    pub(crate) fn new(out: W) -> Self {
         Writer { out, inode: 0 }
     }
 
-    pub(super) fn folder(&mut self, path: &str, mode: u32) -> io::Result<()> {
+    pub(crate) fn folder(&mut self, path: &str, mode: u32) -> io::Result<()> {
         self.entry(path, FOLDER | mode, 2, (0, 0), &[])
     }
 
-    pub(super) fn file(&mut self, path: &str, mode: u32, content: &[u8]) -> io::Result<()> {
+    pub(crate) fn file(&mut self, path: &str, mode: u32, content: &[u8]) -> io::Result<()> {
         self.entry(path, FILE | mode, 1, (0, 0), content)
     }
 
-    pub(super) fn symlink(&mut self, path: &str, target: &str) -> io::Result<()> {
+    pub(crate) fn symlink(&mut self, path: &str, target: &str) -> io::Result<()> {
         self.entry(path, SYMLINK | 0o777, 1, (0, 0), target.as_bytes())
     }
 
-    pub(super) fn character_device(
+    pub(crate) fn character_device(
         &mut self,
         path: &str,
         mode: u32,
@@ -42,7 +42,7 @@ impl<W: Write> Writer<W> {
     }
 
     /// Ends the archive.
-    pub(super) fn finish(mut self) -> io::Result<()> {
+    pub(crate) fn finish(mut self) -> io::Result<()> {
         self.inode = u32::MAX;
         self.entry("TRAILER!!!", 0, 1, (0, 0), &[])?;
         self.out.flush()
@@ -80,7 +80,7 @@ impl<W: Write> Writer<W> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     #[derive(Debug, PartialEq, Eq)]

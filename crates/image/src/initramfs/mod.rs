@@ -14,6 +14,7 @@ pub use modules::ModuleSet;
 use crate::durable;
 use crate::error::ImageError;
 use cpio::Writer;
+pub(crate) use cpio::Writer as Cpio;
 use sha2::{Digest, Sha256};
 use std::io;
 use std::path::Path;
