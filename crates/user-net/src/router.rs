@@ -132,6 +132,11 @@ impl Router {
         self.out.frames.pop_front()
     }
 
+    /// Whether flows wait for room for frames.
+    pub fn is_stalled(&self) -> bool {
+        !self.stalled.is_empty()
+    }
+
     /// When [`Router::on_timer`] is to be called.
     pub fn next_deadline(&self) -> Option<u64> {
         self.flows.next_deadline()

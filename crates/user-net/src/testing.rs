@@ -359,7 +359,7 @@ fn structured(input: &mut Input<'_>, config: &Config, heard: &BTreeMap<u16, (u32
         _ => Ipv4Addr::new(10, 0, 2, input.byte()),
     };
     let port = 1000 + u16::from(input.byte() & 3);
-    let remote = match input.byte() {
+    let remote: u16 = match input.byte() {
         0..80 => 80,
         80..120 => 53,
         120..160 => 67,
