@@ -22,11 +22,13 @@ mod cpu;
 #[cfg(feature = "std")]
 mod cpu_file;
 mod debug_exit;
+mod disk;
 #[cfg(feature = "std")]
 mod file;
 mod machine;
 mod memory;
 mod name;
+mod net;
 pub mod options;
 mod path;
 mod size;
@@ -41,11 +43,13 @@ pub use cpu::{Cpu, CpuError, CpuModel};
 #[cfg(feature = "std")]
 pub use cpu_file::{CpuBase, CpuFile, CpuVendor};
 pub use debug_exit::DebugExit;
+pub use disk::{Backing, BlockSize, Disk, DiskBus, DiskCache, DiskFormat, Ephemeral};
 #[cfg(feature = "std")]
 pub use file::{FileError, MAX_FILE_BYTES};
 pub use machine::{MachineConfig, OnReboot};
 pub use memory::{HugePages, Memory};
 pub use name::{ImageName, MachineName, NameError};
+pub use net::{Net, NetKind};
 pub use options::OptionError;
 pub use path::{HostPath, HostPathError};
 pub use size::{ByteSize, SizeError};

@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::{ByteSize, CharBackend, HugePages, MachineConfig};
+use crate::{ByteSize, CharBackend, Disk, Ephemeral, HugePages, MachineConfig};
 
 /// What the backend and the host can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,8 +23,14 @@ impl Limits {
     pub const PAGE: u64 = 4096;
     /// A PC has four serial ports.
     pub const MAX_SERIAL: usize = 4;
+    /// How many disks a machine can have: there are other devices on the PCI bus too.
+    pub const MAX_DISKS: usize = 16;
+    /// The longest name that a guest can be told a disk by (Virtio 1.3 §5.2.6: 20 bytes).
+    pub const MAX_DISK_ID: usize = 20;
     /// How many virtio consoles a machine can have: as many as Linux gives names to early.
     pub const MAX_CONSOLES: usize = 8;
+    /// How many network cards a machine can have.
+    pub const MAX_NETS: usize = 4;
     /// The longest kernel command line that x86 Linux takes, without its terminator
     /// (`COMMAND_LINE_SIZE` in the kernel's `asm/setup.h`).
     pub const MAX_CMDLINE: usize = 2047;
@@ -104,6 +110,8 @@ impl MachineConfig {
         self.check_command(&mut report);
         self.check_serial(&mut report);
         self.check_memory(limits, &mut report);
+        self.check_disks(&mut report);
+        self.check_net(&mut report);
         if let Some(debug_exit) = &self.debug_exit
             && debug_exit.port > 0xfffc
         {
@@ -224,6 +232,105 @@ impl MachineConfig {
                 "serial",
                 format!(
                     "\"{}\" is given to more than one port; give each port its own",
+                    twice[0]
+                ),
+            );
+        }
+    }
+
+    fn check_net(&self, report: &mut impl FnMut(&'static str, String)) {
+        if self.net.len() > Limits::MAX_NETS {
+            report(
+                "net",
+                format!(
+                    "{} network cards are more than there is room for; use at most {}",
+                    self.net.len(),
+                    Limits::MAX_NETS
+                ),
+            );
+        }
+        for mtu in self.cards().filter_map(|net| net.mtu) {
+            if !(1280..=65521).contains(&mtu) {
+                report(
+                    "net",
+                    format!("an mtu of {mtu} is not possible; choose 1280 to 65521"),
+                );
+            }
+        }
+    }
+
+    fn check_disks(&self, report: &mut impl FnMut(&'static str, String)) {
+        if self.disk.len() > Limits::MAX_DISKS {
+            report(
+                "disk",
+                format!(
+                    "{} disks are given and a machine has at most {}; drop some",
+                    self.disk.len(),
+                    Limits::MAX_DISKS
+                ),
+            );
+        }
+        for (index, disk) in self.disk.iter().enumerate() {
+            let path = disk.path.as_str();
+            let mut wrong = |what: &str| report("disk", format!("\"{path}\": {what}"));
+            if disk.readonly && disk.ephemeral != Ephemeral::Off {
+                wrong(
+                    "nothing is written to a read-only disk, so nothing can be thrown away; \
+                     drop readonly or ephemeral",
+                );
+            }
+            if let Some(id) = &disk.id {
+                let fits = (1..=Limits::MAX_DISK_ID).contains(&id.len());
+                if !fits || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
+                    wrong("an id has 1 to 20 printable ASCII characters and no space; shorten it");
+                }
+            }
+            if disk.bandwidth.is_some_and(|rate| rate.bytes() == 0) || disk.iops == Some(0) {
+                wrong("with a limit of 0 it would never answer; give at least 1");
+            }
+            if disk.bandwidth.is_none() && disk.bandwidth_burst.is_some()
+                || disk.iops.is_none() && disk.iops_burst.is_some()
+            {
+                wrong("a burst goes with its limit; give bandwidth or iops too");
+            }
+            if let Some(group) = &disk.limit_group {
+                let mut limited = self.disk.iter().filter(|other| {
+                    other.limit_group.as_ref() == Some(group) && other.is_limited()
+                });
+                match limited.next() {
+                    None => wrong(
+                        "no disk of its limit-group has a limit; give one of them bandwidth or iops",
+                    ),
+                    Some(first) if disk.is_limited() && disk.limits() != first.limits() => wrong(
+                        "its limit-group has another limit already; give the limit to one disk of \
+                         the group only",
+                    ),
+                    Some(_) => {}
+                }
+            }
+            let same = |other: &Disk| other.path == disk.path;
+            let writes = |other: &Disk| !other.readonly && other.ephemeral == Ephemeral::Off;
+            let earlier = self.disk.iter().take(index).find(|other| same(other));
+            if let Some(earlier) = earlier
+                && (writes(disk) || writes(earlier))
+            {
+                wrong(
+                    "it is given twice and written to; have it once, or make all of them readonly \
+                     or ephemeral",
+                );
+            }
+        }
+        let mut ids: Vec<&str> = self
+            .disk
+            .iter()
+            .filter_map(|disk| disk.id.as_deref())
+            .collect();
+        ids.sort_unstable();
+        if let Some(twice) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
+            report(
+                "disk",
+                format!(
+                    "two disks have the id \"{}\"; the guest could not tell them apart",
                     twice[0]
                 ),
             );

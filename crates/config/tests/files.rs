@@ -3,8 +3,9 @@
 use std::fs;
 
 use caisson_config::{
-    Accel, ByteSize, CharBackend, Cpu, CpuModel, DebugExit, FileBackend, HugePages, Limits,
-    MachineConfig, Memory, OnReboot, SocketBackend, SoftTier, VirtioTransport,
+    Accel, Backing, ByteSize, CharBackend, Cpu, CpuModel, DebugExit, Disk, DiskBus, DiskFormat,
+    Ephemeral, FileBackend, HugePages, Limits, MachineConfig, Memory, OnReboot, SocketBackend,
+    SoftTier, VirtioTransport,
 };
 
 const LIMITS: Limits = Limits {
@@ -39,6 +40,20 @@ fn full() -> MachineConfig {
             CharBackend::Null,
         ],
         console: vec![CharBackend::Null],
+        disk: vec![
+            Disk {
+                ephemeral: Ephemeral::Memory,
+                backing: Backing::Below("/images".parse().unwrap()),
+                ..Disk::new("web.qcow2".parse().unwrap())
+            },
+            Disk {
+                bus: DiskBus::Nvme,
+                format: Some(DiskFormat::Raw),
+                readonly: true,
+                iops: Some(500),
+                ..Disk::new("seed.img".parse().unwrap())
+            },
+        ],
         rng: true,
         virtio: VirtioTransport::Mmio,
         debugcon: Some(CharBackend::File(FileBackend {
@@ -70,6 +85,10 @@ serial = [
     "null",
 ]
 console = ["null"]
+disk = [
+    { path = "web.qcow2", ephemeral = true, backing = "/images" },
+    { path = "seed.img", bus = "nvme", format = "raw", readonly = true, iops = 500 },
+]
 rng = true
 virtio = "mmio"
 debugcon = { file = "debug.log" }
@@ -93,6 +112,7 @@ soft-tier = 1
 on-reboot = "stop"
 serial = ["stdio", "file=com2.log,append=on", "socket=com3.sock", "null"]
 console = ["null"]
+disk = ["web.qcow2,ephemeral,backing=/images", "path=seed.img,bus=nvme,format=raw,readonly,iops=500"]
 rng = true
 virtio = "mmio"
 debugcon = "file=debug.log"
@@ -104,7 +124,7 @@ debug-exit = "0x501"
 "cmdline": "console=ttyS0 quiet", "cpus": 4, "cpu": "v2", "accel": "soft",
 "soft-tier": 1, "on-reboot": "stop",
 "serial": ["stdio", {"file": "com2.log,append=on"}, {"socket": "com3.sock"}, {"null": null}],
-"console": ["null"], "rng": true, "virtio": "mmio",
+"console": ["null"], "disk": ["web.qcow2,ephemeral=on,backing=/images", {"path": "seed.img", "bus": "nvme", "format": "raw", "readonly": true, "iops": 500}], "rng": true, "virtio": "mmio",
 "debugcon": {"file": {"path": "debug.log"}},
 "memory": {"size": "1536M", "hugepages": "on"},
 "debug-exit": 1281
@@ -131,6 +151,18 @@ serial = ["stdio", { file = { path = "com2.log", append = true } }, { socket = {
 console = ["null"]
 rng = true
 virtio = "mmio"
+
+[[disk]]
+path = "web.qcow2"
+ephemeral = true
+backing = "/images"
+
+[[disk]]
+path = "seed.img"
+bus = "nvme"
+format = "raw"
+readonly = true
+iops = 500
 
 [memory]
 size = "1536M"
@@ -163,7 +195,7 @@ fn mistakes_are_shown_where_they_are_with_what_was_meant() {
   |
 2 | memroy = \"1G\"
   | ^^^^^^
-unknown field `memroy`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `soft-tier`, `on-reboot`, `command`, `serial`, `console`, `rng`, `virtio`, `memory`, `debugcon`, `debug-exit`
+unknown field `memroy`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `soft-tier`, `on-reboot`, `command`, `serial`, `console`, `disk`, `rng`, `virtio`, `memory`, `debugcon`, `debug-exit`
 did you mean `memory`?",
         ),
         (
@@ -216,7 +248,7 @@ did you mean `restart`?",
     }
     assert_eq!(
         MachineConfig::from_json("{\"vcpus\": 1}").unwrap_err().to_string(),
-        "unknown field `vcpus`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `soft-tier`, `on-reboot`, `command`, `serial`, `console`, `rng`, `virtio`, `memory`, `debugcon`, `debug-exit` at line 1 column 8
+        "unknown field `vcpus`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `soft-tier`, `on-reboot`, `command`, `serial`, `console`, `disk`, `rng`, `virtio`, `memory`, `debugcon`, `debug-exit` at line 1 column 8
 did you mean `cpus`?"
     );
 }

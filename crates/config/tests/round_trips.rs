@@ -1,9 +1,9 @@
 //! Property tests: every description survives each way of writing it.
 
 use caisson_config::{
-    Accel, ByteSize, CharBackend, Cpu, CpuModel, DebugExit, FileBackend, HostPath, HugePages,
-    ImageName, MachineConfig, MachineName, Memory, OnReboot, SocketBackend, SoftTier,
-    VirtioTransport, options,
+    Accel, Backing, BlockSize, ByteSize, CharBackend, Cpu, CpuModel, DebugExit, Disk, DiskBus,
+    DiskCache, DiskFormat, Ephemeral, FileBackend, HostPath, HugePages, ImageName, MachineConfig,
+    MachineName, Memory, OnReboot, SocketBackend, SoftTier, VirtioTransport, options,
 };
 use proptest::prelude::*;
 
@@ -55,6 +55,49 @@ fn memory() -> impl Strategy<Value = Memory> {
     })
 }
 
+fn disk() -> impl Strategy<Value = Disk> {
+    let folder = || path().prop_filter("not a word", |path| !matches!(path.as_str(), "on" | "off"));
+    (
+        (path(), any::<bool>(), any::<bool>()),
+        proptest::option::of(Just(DiskFormat::Qcow2)),
+        prop_oneof![
+            Just(Ephemeral::Off),
+            Just(Ephemeral::Memory),
+            folder().prop_map(Ephemeral::Folder)
+        ],
+        prop_oneof![
+            Just(Backing::Off),
+            Just(Backing::On),
+            folder().prop_map(Backing::Below)
+        ],
+        prop_oneof![Just(DiskCache::Writeback), Just(DiskCache::Unsafe)],
+        proptest::option::of(any::<String>()),
+        (any::<u64>(), proptest::option::of(0..=i64::MAX as u64)),
+    )
+        .prop_map(
+            |((path, nvme, large), format, ephemeral, backing, cache, text, (rate, iops))| Disk {
+                bus: if nvme { DiskBus::Nvme } else { DiskBus::Virtio },
+                block: if large {
+                    BlockSize::Bytes4096
+                } else {
+                    BlockSize::Bytes512
+                },
+                format,
+                readonly: nvme,
+                ephemeral,
+                cache,
+                backing,
+                id: text.clone(),
+                bandwidth: large.then_some(ByteSize::from_bytes(rate)),
+                bandwidth_burst: nvme.then_some(ByteSize::from_bytes(rate)),
+                iops,
+                iops_burst: iops,
+                limit_group: text,
+                path,
+            },
+        )
+}
+
 fn config() -> impl Strategy<Value = MachineConfig> {
     let name = "[A-Za-z0-9][A-Za-z0-9._-]{0,20}";
     (
@@ -79,11 +122,12 @@ fn config() -> impl Strategy<Value = MachineConfig> {
         ),
         (
             proptest::collection::vec(backend(), 0..3),
+            proptest::collection::vec(disk(), 0..3),
             any::<bool>(),
             prop_oneof![Just(VirtioTransport::Pci), Just(VirtioTransport::Mmio)],
         ),
     )
-        .prop_map(|(first, second, (console, rng, virtio))| {
+        .prop_map(|(first, second, (console, disk, rng, virtio))| {
             let (name, image, kernel, initrd, cmdline, cpus, cpu) = first;
             let (accel, soft_tier, on_reboot, command, serial, memory, debugcon, debug_exit) =
                 second;
@@ -101,6 +145,7 @@ fn config() -> impl Strategy<Value = MachineConfig> {
                 command,
                 serial,
                 console,
+                disk,
                 rng,
                 virtio,
                 memory,
@@ -120,9 +165,11 @@ proptest! {
     }
 
     #[test]
-    fn option_strings(backend in backend(), memory in memory(), port in any::<u16>()) {
+    fn option_strings(backend in backend(), disk in disk(), memory in memory(), port in any::<u16>()) {
         let text = options::to_string(&backend).unwrap();
         prop_assert_eq!(&text.parse::<CharBackend>().unwrap(), &backend, "{}", text);
+        let text = options::to_string(&disk).unwrap();
+        prop_assert_eq!(&text.parse::<Disk>().unwrap(), &disk, "{}", text);
         let text = options::to_string(&memory).unwrap();
         prop_assert_eq!(&text.parse::<Memory>().unwrap(), &memory, "{}", text);
         let text = options::to_string(&DebugExit { port }).unwrap();
@@ -140,6 +187,7 @@ proptest! {
     fn any_text_is_read_or_refused_without_panic(text in any::<String>(), junk in "[a-z=,\"\\\\ 0-9]{0,40}") {
         for text in [text, junk] {
             let _ = text.parse::<CharBackend>();
+            let _ = text.parse::<Disk>();
             let _ = text.parse::<Memory>();
             let _ = text.parse::<DebugExit>();
             let _ = text.parse::<Cpu>();

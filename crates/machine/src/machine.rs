@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use caisson_config::{OnReboot, VirtioTransport};
+use caisson_config::OnReboot;
 use caisson_device::{Clock, ResetKind};
 use caisson_firmware::{MemoryMap, layout};
 use caisson_hypervisor::{Partition, PartitionConfig};
@@ -199,6 +199,7 @@ impl Machine {
         let worker = Worker::new();
         worker.set_clock_running(false);
 
+        let (has_pci, has_virtio) = (spec.has_pci(), spec.has_virtio());
         let mut ports = Vec::new();
         let mut serial = [None; crate::SERIAL_PORTS];
         for (index, end) in spec.serial.into_iter().enumerate() {
@@ -217,8 +218,7 @@ impl Machine {
             consoles.push(ports.len());
             ports.push(Port::new(format!("hvc{index}"), end, None));
         }
-        let has_virtio = spec.rng || !consoles.is_empty() || !spec.disks.is_empty();
-        if spec.virtio == VirtioTransport::Pci && has_virtio {
+        if has_pci {
             map.reserve(layout::PCI_ECAM);
         }
         let pc_spec = PcSpec {
@@ -227,9 +227,11 @@ impl Machine {
             serial,
             debugcon,
             debug_exit: spec.debug_exit,
+            pci: has_pci,
             transport: spec.virtio,
             rng: spec.rng,
             disks: spec.disks,
+            nets: spec.nets,
             consoles,
         };
         let claims = Arc::new(Claims::default());

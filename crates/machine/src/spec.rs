@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use caisson_block::BlockBackend;
-use caisson_config::{CharBackend, HugePages, MachineConfig, OnReboot, VirtioTransport};
+use caisson_config::{CharBackend, DiskBus, HugePages, MachineConfig, OnReboot, VirtioTransport};
 use caisson_hypervisor::Hypervisor;
+use caisson_packet::{MacAddress, PacketBackend};
 
 use crate::{
     BootSpec, CpuSpec, MachineError,
@@ -23,13 +24,24 @@ pub struct MemorySpec {
     pub hugepages: HugePages,
 }
 
-/// A virtio disk.
+/// A disk.
 #[derive(Clone)]
 pub struct DiskSpec {
     /// What the guest can tell it from others by: at most 20 bytes of it.
     pub id: String,
     /// What it is in front of.
     pub backend: Arc<dyn BlockBackend>,
+    /// The device that the guest sees.
+    pub bus: DiskBus,
+}
+
+/// A virtio network card.
+#[derive(Clone)]
+pub struct NetSpec {
+    /// Its address.
+    pub mac: MacAddress,
+    /// The network that it is in.
+    pub backend: Arc<dyn PacketBackend>,
 }
 
 /// What happens when the guest crashes: its kernel panics and asks for a reset, or a vCPU triple-faults.
@@ -67,8 +79,10 @@ pub struct MachineSpec {
     pub virtio: VirtioTransport,
     /// Whether there is a virtio entropy device, fed by the host's random numbers.
     pub rng: bool,
-    /// The virtio disks.
+    /// The disks.
     pub disks: Vec<DiskSpec>,
+    /// The network cards.
+    pub nets: Vec<NetSpec>,
     /// The host's ends of the virtio consoles (`hvc0`, … in Linux).
     pub consoles: Vec<Box<dyn HostEnd>>,
     /// What a reboot by the guest does.
@@ -78,6 +92,18 @@ pub struct MachineSpec {
 }
 
 impl MachineSpec {
+    /// Whether there are virtio devices.
+    pub(crate) fn has_virtio(&self) -> bool {
+        let disk = |disk: &DiskSpec| disk.bus == DiskBus::Virtio;
+        self.rng || !self.consoles.is_empty() || self.disks.iter().any(disk)
+    }
+
+    /// Whether there is a PCI bus: it is there for the devices on it.
+    pub(crate) fn has_pci(&self) -> bool {
+        let nvme = |disk: &DiskSpec| disk.bus == DiskBus::Nvme;
+        self.virtio == VirtioTransport::Pci && self.has_virtio() || self.disks.iter().any(nvme)
+    }
+
     /// The machine that `config` describes, starting `boot`. Ports that `config` gives to standard input and output
     /// get what `stdio` makes; it is called at most once. Files and sockets are opened here.
     ///
@@ -121,6 +147,7 @@ impl MachineSpec {
             serial,
             debugcon,
             disks: Vec::new(),
+            nets: Vec::new(),
             consoles,
             virtio: config.virtio,
             rng: config.rng,

@@ -53,6 +53,8 @@ struct Shared {
     /// The router waits for room for frames.
     starved: AtomicBool,
     stop: AtomicBool,
+    /// Connections of another process's are to be ended.
+    restored: AtomicBool,
     wake: OwnedFd,
     epoch: Instant,
     info: PacketInfo,
@@ -88,6 +90,7 @@ impl UserNetwork {
             receiver: AtomicWaker::new(),
             starved: AtomicBool::new(false),
             stop: AtomicBool::new(false),
+            restored: AtomicBool::new(false),
             wake,
             epoch: Instant::now(),
             info: PacketInfo {
@@ -285,6 +288,11 @@ impl PacketBackend for UserNetwork {
     }
 
     fn poll_receive(&self, cx: &mut Context<'_>) -> Poll<Frame> {
+        if self.shared.restored.swap(false, Ordering::SeqCst) {
+            let mut engine = lock(&self.shared.engine);
+            engine.router.end_restored();
+            self.shared.deliver(&mut engine.router);
+        }
         let take = || {
             let mut queue = lock(&self.shared.to_guest);
             let frame = queue.pop_front();
@@ -317,6 +325,7 @@ impl PacketBackend for UserNetwork {
     fn restore(&self, saved: &[u8]) {
         let mut engine = lock(&self.shared.engine);
         engine.router.restore(saved);
-        self.shared.deliver(&mut engine.router);
+        // The guest is told when it runs again.
+        self.shared.restored.store(true, Ordering::SeqCst);
     }
 }

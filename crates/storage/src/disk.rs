@@ -148,7 +148,7 @@ impl Disk {
     ///
     /// # Errors
     /// What was not flushed before may be lost then.
-    pub fn close(self) -> io::Result<()> {
+    pub fn close(&self) -> io::Result<()> {
         self.command(Command::Close)
     }
 

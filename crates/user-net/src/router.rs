@@ -69,6 +69,8 @@ pub struct Router {
     /// Names under which the guest knows an address, and until when.
     names: BTreeMap<Ipv4Addr, Vec<(String, u64)>>,
     guest_is_slow: bool,
+    /// Connections of another router's that are to be ended.
+    ending: Vec<SavedFlow>,
     counters: Counters,
 }
 
@@ -95,6 +97,7 @@ impl Router {
             stalled: VecDeque::new(),
             names: BTreeMap::new(),
             guest_is_slow: false,
+            ending: Vec::new(),
             counters: Counters::default(),
         }
     }
@@ -806,6 +809,7 @@ impl Router {
         self.due.clear();
         self.stalled.clear();
         self.names.clear();
+        self.ending.clear();
         self.out.frames.clear();
         self.out.guest_mac = self.config.guest_mac;
     }
@@ -819,18 +823,25 @@ impl Router {
             )),
             Flow::Udp(_) => None,
         });
+        let flows = flows.chain(self.ending.iter().copied()).take(limits::TCP);
         SavedRouter::new(self.out.guest_mac.0, flows.collect()).to_bytes()
     }
 
-    /// Ends the connections that the guest had at the router that was saved. Nonsense is ignored.
+    /// Takes over the connections that the guest had at the router that was saved, to be ended by
+    /// [`Router::end_restored`]. Nonsense is ignored.
     pub fn restore(&mut self, saved: &[u8]) {
         let Some(saved) = SavedRouter::from_bytes(saved) else {
             return;
         };
         self.out.guest_mac = MacAddress(saved.guest_mac);
+        self.ending = saved.flows;
+    }
+
+    /// Ends the connections that were taken over: the guest hears of it.
+    pub fn end_restored(&mut self) {
         // There may be more of them than frames usually wait.
         let room = core::mem::replace(&mut self.out.room, limits::TCP);
-        for flow in &saved.flows {
+        for flow in core::mem::take(&mut self.ending) {
             self.out.reset(flow.ends(), flow.seq, Some(flow.ack));
         }
         self.out.room = room;

@@ -311,11 +311,14 @@ pub fn exercise_router(input: &[u8]) {
             245..250 => {
                 let count = input.byte().into();
                 router.restore(&input.bytes(count));
+                router.end_restored();
             }
             _ => {
                 let saved = router.save();
                 let mut other = Router::new(config.clone());
                 other.restore(&saved);
+                assert_eq!(other.save(), saved);
+                other.end_restored();
             }
         }
         while let Some(frame) = router.take_frame() {

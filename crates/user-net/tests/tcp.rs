@@ -290,6 +290,8 @@ fn after_a_restore_the_guest_sees_resets() {
     guest.router = Router::new(Config::default());
     guest.host.peers.clear();
     guest.router.restore(&saved);
+    assert_eq!(guest.router.save(), saved);
+    guest.router.end_restored();
     guest.until(|guest| guest.socket(handle).state() == State::Closed);
 
     // Without a word of it, whoever speaks learns it.
@@ -298,6 +300,7 @@ fn after_a_restore_the_guest_sees_resets() {
     guest.host.peers.clear();
     for nonsense in [&[][..], &[1], &[1; 100], &saved[..saved.len() - 1]] {
         guest.router.restore(nonsense);
+        guest.router.end_restored();
     }
     guest.socket(handle).send_slice(b"anybody?").unwrap();
     guest.until(|guest| guest.socket(handle).state() == State::Closed);

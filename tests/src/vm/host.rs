@@ -218,6 +218,7 @@ impl Host {
         Ok(DiskSpec {
             id: "test-disk".into(),
             backend: disk,
+            bus: caisson_config::DiskBus::Virtio,
         })
     }
 

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use caisson_config::{
-    Accel, CharBackend, Cpu, DebugExit, HostPath, ImageName, MachineConfig, MachineName, Memory,
-    OnReboot, SoftTier, VirtioTransport,
+    Accel, CharBackend, Cpu, DebugExit, Disk, HostPath, ImageName, MachineConfig, MachineName,
+    Memory, Net, OnReboot, SoftTier, VirtioTransport,
 };
 use clap::Args;
 
@@ -23,6 +23,12 @@ Examples:
   caisson run --kernel vmlinux --initrd root.cpio.gz --cmdline 'console=ttyS0 quiet'
   caisson run --kernel hobby.elf --debugcon stdio --serial null --debug-exit
                                                 a Multiboot kernel and its test ports
+  caisson run --disk data.qcow2                 with a disk, /dev/vda in the guest
+  caisson run --disk base.qcow2,ephemeral --disk seed.img,format=raw,bus=nvme,readonly
+                                                what is written to the first is thrown away
+  caisson run --net user,forward=tcp:8080:80    on the network, its web server at port 8080
+  caisson run --net 'user,deny=*,allow=*.debian.org:443'
+                                                where only this can be reached
   caisson run --config web.toml --memory 4G     a description, with one thing changed
   caisson run --save-on-exit nap                a machine that is saved when it is left,
   caisson run --restore nap                     and goes on here
@@ -123,6 +129,26 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "pci|mmio", help_heading = "Machine")]
     pub(crate) virtio: Option<VirtioTransport>,
 
+    /// Have a disk: the image, then what it is to be. bus=virtio|nvme is the device that the guest
+    /// sees, format=raw|qcow2|vhd the image's format where its name and content do not tell.
+    /// readonly refuses writes; ephemeral throws away at the end what was written (ephemeral=DIR
+    /// keeps it in a file there instead of in memory). cache=writeback|direct|writethrough|unsafe;
+    /// backing=on or backing=DIR lets the image name files that it is based on; id=TEXT;
+    /// block=512|4096; bandwidth=SIZE and iops=N are limits per second, with bandwidth-burst,
+    /// iops-burst and limit-group=NAME. Repeat it for more disks
+    #[arg(long, value_name = "PATH[,KEY=VALUE…]", help_heading = "Disks")]
+    pub(crate) disk: Vec<Disk>,
+
+    /// Have a network card: user puts it behind a router on the host's own sockets, which needs no
+    /// privilege. forward=tcp:[ADDRESS:]PORT:GUEST-PORT (or udp:) leads a port of the host to the
+    /// guest. deny=WHERE refuses connections, allow=WHERE lets them pass all the same; WHERE is a
+    /// name, *.NAME, an address, ADDRESS/BITS or *, with :PORT behind it for one port; both and
+    /// forward can be there several times. host-access=on lets the guest reach this host, at the
+    /// router's address; dns=ADDRESS[:PORT] is whom to ask for names; mtu=N; mac=ADDRESS;
+    /// pcap=FILE records every frame. none is no card. Repeat it for more [default: none]
+    #[arg(long, value_name = "user|none[,KEY=VALUE…]", help_heading = "Network")]
+    pub(crate) net: Vec<Net>,
+
     /// Have a debug console (I/O port 0xe9) and lead it like a serial port
     #[arg(long, value_name = "WHERE", help_heading = "Ports")]
     pub(crate) debugcon: Option<CharBackend>,
@@ -213,6 +239,12 @@ impl RunArgs {
         if !self.serial.is_empty() {
             config.serial.clone_from(&self.serial);
         }
+        if !self.net.is_empty() {
+            config.net.clone_from(&self.net);
+        }
+        if !self.disk.is_empty() {
+            config.disk.clone_from(&self.disk);
+        }
         if !self.console.is_empty() {
             config.console.clone_from(&self.console);
         }
@@ -274,6 +306,14 @@ mod tests {
                 "--rng",
                 "--virtio",
                 "mmio",
+                "--net",
+                "user,forward=tcp:8080:80,forward=udp:0.0.0.0:5353:53,deny=*,allow=*.test:443,host-access,mtu=9000",
+                "--net",
+                "none",
+                "--disk",
+                "a.qcow2,backing=on,ephemeral=/tmp",
+                "--disk",
+                "path=b,format=raw,bus=nvme,readonly,cache=direct,id=b,block=4096,iops=9,iops-burst=8,bandwidth=1M,bandwidth-burst=64K,limit-group=g",
             ],
         );
         let by_file = MachineConfig::from_toml(
@@ -293,6 +333,8 @@ on-reboot = "stop"
 console = [{ socket = "c" }]
 rng = true
 virtio = "mmio"
+net = [{ kind = "user", forward = ["tcp:8080:80", "udp:0.0.0.0:5353:53"], deny = "*", allow = ["*.test:443"], host-access = true, mtu = 9000 }, "none"]
+disk = [{ path = "a.qcow2", backing = true, ephemeral = "/tmp" }, { path = "b", format = "raw", bus = "nvme", readonly = true, cache = "direct", id = "b", block = 4096, iops = 9, iops-burst = 8, bandwidth = "1M", bandwidth-burst = "64K", limit-group = "g" }]
 "#,
         )
         .unwrap();

@@ -4,7 +4,7 @@ use std::env;
 use std::io;
 
 use anyhow::{Result, anyhow};
-use caisson_config::{MachineConfig, closest, defaults};
+use caisson_config::{DiskBus, MachineConfig, VirtioTransport, closest, defaults};
 use caisson_image::{CmdlineOptions, GuestMode, ImageStore, MINI, default_cmdline};
 use caisson_machine::{BootSpec, Input};
 
@@ -40,7 +40,8 @@ pub(super) fn spec(config: &MachineConfig, quiet: bool, boot_log: bool) -> Resul
             "no image is named \"{name}\"{hint}; `caisson image ls` lists them"
         ));
     }
-    let image = ImageStore::open_default()?.ensure_mini(&*image::progress(quiet))?;
+    let store = ImageStore::open_default()?;
+    let image = store.ensure_mini_with(&modules(config), &*image::progress(quiet))?;
     Ok(BootSpec {
         kernel: Input::open("kernel", &image.kernel, ram)?,
         initrd: Some(match initrd {
@@ -50,6 +51,26 @@ pub(super) fn spec(config: &MachineConfig, quiet: bool, boot_log: bool) -> Resul
         modules: Vec::new(),
         cmdline: default_cmdline(&options(config, boot_log)),
     })
+}
+
+/// The modules of Debian's kernel that drive the machine's devices. NVMe and ext4 are built in.
+fn modules(config: &MachineConfig) -> Vec<&'static str> {
+    let disk = config.disk.iter().any(|disk| disk.bus == DiskBus::Virtio);
+    let drivers = [
+        (disk, "virtio_blk"),
+        (!config.console.is_empty(), "virtio_console"),
+        (config.rng, "virtio_rng"),
+        (config.cards().next().is_some(), "virtio_net"),
+    ];
+    let drivers = drivers.into_iter().filter(|(there, _)| *there);
+    let mut modules: Vec<_> = drivers.map(|(_, module)| module).collect();
+    if !modules.is_empty() {
+        modules.push(match config.virtio {
+            VirtioTransport::Pci => "virtio_pci",
+            VirtioTransport::Mmio => "virtio_mmio",
+        });
+    }
+    modules
 }
 
 fn options(config: &MachineConfig, boot_log: bool) -> CmdlineOptions {

@@ -9,11 +9,11 @@ use caisson_agent_protocol::StartRequest;
 use caisson_config::MachineConfig;
 use caisson_hypervisor::Hypervisor;
 use caisson_machine::{
-    BootSpec, CommandEnding, CommandSession, HostEnd, MachineSpec, Outcome, command,
+    BootSpec, CommandEnding, CommandSession, HostEnd, MachineSpec, NetSpec, Outcome, command,
 };
 
 use super::tail::Tail;
-use super::{Stopper, conclude, make};
+use super::{Disks, Stopper, conclude, make};
 use crate::exit::Exit;
 use crate::terminal::{
     self, Blocked, Escape, HELP, Key, ModeTracker, Notice, RawMode, is_terminal, say,
@@ -32,7 +32,7 @@ const LEFT: u8 = 128 + 9;
 pub(super) fn run(
     config: &MachineConfig,
     hypervisor: Arc<dyn Hypervisor>,
-    boot: BootSpec,
+    (boot, disks, nets): (BootSpec, Disks, Vec<NetSpec>),
     signals: Blocked,
     stopper: &Arc<Stopper>,
 ) -> Result<Exit> {
@@ -57,6 +57,8 @@ pub(super) fn run(
     let tail = Arc::new(Mutex::new(Tail::new(TAIL_BYTES)));
     let console = TailEnd(tail.clone());
     let mut spec = MachineSpec::from_config(config, hypervisor, boot, || Some(Box::new(console)))?;
+    spec.disks = disks.specs();
+    spec.nets = nets;
     spec.serial[AGENT_PORT] = Some(Box::new(end));
     let machine = make(spec, None, stopper)?;
 
@@ -102,7 +104,11 @@ pub(super) fn run(
             .write_all(&undo)
             .and_then(|()| io::stdout().flush());
     }
+    let in_order = disks.close();
     stopper.follow_signal();
+    if !in_order {
+        return Ok(Exit::Failed);
+    }
     match ending {
         CommandEnding::Exit(status) => Ok(Exit::Guest(status.shell_code())),
         CommandEnding::Protocol(error) => {

@@ -7,9 +7,9 @@ use std::thread;
 use anyhow::{Context, Result};
 use caisson_config::{CharBackend, MachineConfig};
 use caisson_hypervisor::Hypervisor;
-use caisson_machine::{BootSpec, HostEnd, MachineSpec, SerialInput};
+use caisson_machine::{BootSpec, HostEnd, MachineSpec, NetSpec, SerialInput};
 
-use super::{Saved, Stopper, conclude, make};
+use super::{Disks, Saved, Stopper, conclude, make};
 use crate::backend;
 use crate::exit::Exit;
 use crate::terminal::{
@@ -24,7 +24,7 @@ pub(super) fn run(
     config: &MachineConfig,
     quiet: bool,
     hypervisor: Arc<dyn Hypervisor>,
-    (boot, saved): (BootSpec, Option<Saved>),
+    (boot, disks, nets, saved): (BootSpec, Disks, Vec<NetSpec>, Option<Saved>),
     signals: Blocked,
     stopper: &Arc<Stopper>,
 ) -> Result<Exit> {
@@ -34,7 +34,9 @@ pub(super) fn run(
         stopper: stopper.clone(),
     };
     let chosen = hypervisor.name();
-    let spec = MachineSpec::from_config(config, hypervisor, boot, || Some(Box::new(end)))?;
+    let mut spec = MachineSpec::from_config(config, hypervisor, boot, || Some(Box::new(end)))?;
+    spec.disks = disks.specs();
+    spec.nets = nets;
     let machine = make(spec, saved.as_ref(), stopper)?;
     if saved.is_some() {
         // Its guest listens already.
@@ -95,8 +97,9 @@ pub(super) fn run(
     let outcome = machine.wait();
     drop(raw);
     screen.tidy();
+    let in_order = disks.close();
     stopper.follow_signal();
-    if stopper.save_failed() {
+    if stopper.save_failed() || !in_order {
         return Ok(Exit::Failed);
     }
     Ok(conclude(config, &outcome))

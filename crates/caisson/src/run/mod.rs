@@ -3,6 +3,8 @@
 mod boot;
 mod command;
 mod console;
+mod disks;
+mod nets;
 mod plan;
 mod saving;
 mod stopper;
@@ -19,6 +21,7 @@ use crate::backend;
 use crate::cli::RunArgs;
 use crate::exit::Exit;
 use crate::terminal::{self, say};
+use disks::Disks;
 use saving::{SaveTo, Saved};
 use stopper::Stopper;
 
@@ -38,6 +41,8 @@ pub(crate) fn run(args: &RunArgs, verbose: u8) -> Result<Exit> {
     backend::require_usable(&*hypervisor)?;
     plan::check_files(&config)?;
     plan::check_cpu(&config, &*hypervisor)?;
+    let disks = Disks::open(&config)?;
+    let nets = nets::open(&config)?;
     let boot = boot::spec(&config, args.quiet, verbose > 0)?;
     // After the image was fetched: a fetch is ended by signals in the ordinary way, and its helper
     // threads are gone. Before the machine has threads of its own.
@@ -54,14 +59,14 @@ pub(crate) fn run(args: &RunArgs, verbose: u8) -> Result<Exit> {
             &config,
             args.quiet,
             hypervisor,
-            (boot, saved),
+            (boot, disks, nets, saved),
             signals,
             &stopper,
         )
     } else {
         // A guest that starts again would have lost the command.
         config.on_reboot = OnReboot::Stop;
-        command::run(&config, hypervisor, boot, signals, &stopper)
+        command::run(&config, hypervisor, (boot, disks, nets), signals, &stopper)
     }
 }
 

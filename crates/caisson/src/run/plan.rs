@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Result, anyhow};
-use caisson_config::{Limits, MachineConfig};
+use caisson_config::{Ephemeral, Limits, MachineConfig};
 use caisson_hypervisor::Hypervisor;
 use caisson_machine::CpuSpec;
 
@@ -32,6 +32,18 @@ pub(super) fn config(args: &RunArgs) -> Result<(MachineConfig, Arc<dyn Hyperviso
         )
         .into());
     }
+    if args.save_on_exit.is_some()
+        && let Some(disk) = config
+            .disk
+            .iter()
+            .find(|disk| disk.ephemeral != Ephemeral::Off)
+    {
+        return Err(UsageError(format!(
+            "a machine with a throw-away layer cannot be saved: what was written to \"{}\" ends with caisson; leave out --save-on-exit, or use a copy of the image",
+            disk.path.as_str()
+        ))
+        .into());
+    }
     let hypervisor = backend::choose(config.accel, config.soft_tier)?;
     let limits = Limits {
         max_cpus: hypervisor.max_vcpus(),
@@ -40,6 +52,7 @@ pub(super) fn config(args: &RunArgs) -> Result<(MachineConfig, Arc<dyn Hyperviso
     config
         .validate(&limits)
         .map_err(|invalid| UsageError(invalid.to_string()))?;
+    super::nets::check(&config)?;
     Ok((config, hypervisor))
 }
 

@@ -20,7 +20,7 @@ use caisson_chipset::{
     rtc::{RTC_LINE, Rtc, RtcConfig, RtcHandles},
     uart::{PC_PORTS, Uart, UartHandles},
 };
-use caisson_config::VirtioTransport;
+use caisson_config::{DiskBus, VirtioTransport};
 use caisson_device::{
     AddressMap, AddressMapBuilder, ByteSink, Claimant, Clock, Device, LineSink, Lines, MsiSink,
     PowerSink, ResetKind, Timer, TimerKey, TimerService, WallClock,
@@ -28,15 +28,17 @@ use caisson_device::{
 use caisson_firmware::{MemoryMap, layout};
 use caisson_hypervisor::Partition;
 use caisson_memory::{MemoryView, Vtl};
+use caisson_nvme::NvmeConfig;
 use caisson_virtio::{
     blk::{Blk, BlkConfig},
     console::Console,
+    net::{Net, NetConfig},
     rng::Rng,
 };
 
 use self::{ports::SendOnly, virtio::VirtioBus};
 use crate::{
-    DiskSpec, MachineError, SERIAL_PORTS,
+    DiskSpec, MachineError, NetSpec, SERIAL_PORTS,
     io::{
         claims::Claims,
         doorbells::DoorbellService,
@@ -144,24 +146,15 @@ pub(crate) struct PcSpec<'a> {
     pub(crate) serial: [Option<usize>; SERIAL_PORTS],
     pub(crate) debugcon: Option<usize>,
     pub(crate) debug_exit: Option<u16>,
+    /// Whether there is a PCI bus.
+    pub(crate) pci: bool,
     /// What carries the virtio devices.
     pub(crate) transport: VirtioTransport,
     pub(crate) rng: bool,
     pub(crate) disks: Vec<DiskSpec>,
+    pub(crate) nets: Vec<NetSpec>,
     /// The ports of the virtio consoles.
     pub(crate) consoles: Vec<usize>,
-}
-
-impl PcSpec<'_> {
-    /// Whether there is a PCI bus: it is there for the devices on it.
-    pub(crate) fn has_pci(&self) -> bool {
-        self.transport == VirtioTransport::Pci && self.has_virtio()
-    }
-
-    /// Whether there are virtio devices.
-    pub(crate) fn has_virtio(&self) -> bool {
-        self.rng || !self.consoles.is_empty() || !self.disks.is_empty()
-    }
 }
 
 /// Line of the interval timer.
@@ -205,7 +198,7 @@ pub(crate) fn assemble(spec: &PcSpec<'_>, handles: &PcHandles) -> Result<Pc, Mac
     };
     let pm = pc.add(AcpiPm::new(AcpiPmConfig::default(), pm));
     let power = handles.power.clone();
-    pc.add(match spec.has_pci() {
+    pc.add(match spec.pci {
         true => ResetPorts::without_reset_control(power),
         false => ResetPorts::new(power),
     });
@@ -234,21 +227,33 @@ pub(crate) fn assemble(spec: &PcSpec<'_>, handles: &PcHandles) -> Result<Pc, Mac
     if let Some(port) = spec.debug_exit {
         pc.add(DebugExit::new(port, handles.power.clone()));
     }
-    let mut virtio = match spec.has_pci() {
-        true => VirtioBus::new(VirtioTransport::Pci, spec.map.pci_memory_high(), &mut pc)?,
-        false => VirtioBus::default(),
-    };
+    let mut virtio = VirtioBus::new(spec, &mut pc)?;
     if spec.rng {
         let rng = Rng::new(Box::new(HostEntropy));
         virtio.add("virtio-rng", rng, &mut lines, &mut pc)?;
     }
     for (index, disk) in spec.disks.iter().enumerate() {
-        let config = BlkConfig {
-            queues: u16::try_from(spec.vcpus).unwrap_or(u16::MAX),
-            id: disk.id.clone(),
-        };
-        let blk = Blk::new(disk.backend.clone(), config);
-        virtio.add(&format!("virtio-blk{index}"), blk, &mut lines, &mut pc)?;
+        let queues = u16::try_from(spec.vcpus).unwrap_or(u16::MAX);
+        let (id, backend) = (disk.id.clone(), disk.backend.clone());
+        match disk.bus {
+            DiskBus::Virtio => {
+                let blk = Blk::new(backend, BlkConfig { queues, id });
+                virtio.add(&format!("virtio-blk{index}"), blk, &mut lines, &mut pc)?;
+            }
+            DiskBus::Nvme => {
+                let config = NvmeConfig { queues, serial: id };
+                virtio.add_nvme(
+                    &format!("nvme{index}"),
+                    (backend, config),
+                    &mut lines,
+                    &mut pc,
+                )?;
+            }
+        }
+    }
+    for (index, net) in spec.nets.iter().enumerate() {
+        let card = Net::new(net.backend.clone(), NetConfig { mac: net.mac });
+        virtio.add(&format!("virtio-net{index}"), card, &mut lines, &mut pc)?;
     }
     let mut consoles: Vec<Arc<dyn ConsoleDevice>> = Vec::new();
     for (index, number) in spec.consoles.iter().enumerate() {

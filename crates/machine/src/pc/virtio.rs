@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use caisson_block::BlockBackend;
 use caisson_chipset::config_ports::ConfigPorts;
 use caisson_config::VirtioTransport;
 use caisson_device::Lines;
@@ -14,6 +15,7 @@ use caisson_firmware::{
     acpi::{PciRoot, VirtioMmio as MmioEntry},
     layout,
 };
+use caisson_nvme::{Nvme, NvmeConfig, NvmeHandles};
 use caisson_pci::{FunctionAddress, FunctionHandles, HostBridge, Place};
 use caisson_virtio::{
     VirtioDevice,
@@ -22,7 +24,7 @@ use caisson_virtio::{
     pci::{PciHandles, Ranges, VirtioPci},
 };
 
-use super::{Builder, PcHandles};
+use super::{Builder, PcHandles, PcSpec};
 use crate::{
     MachineError,
     io::{
@@ -42,6 +44,7 @@ pub(crate) struct VirtioBus {
     pub(crate) root: Option<PciRoot>,
     /// The devices that are not on it.
     pub(crate) mmio: Vec<MmioEntry>,
+    transport: VirtioTransport,
     functions: u8,
     next_range: u64,
 }
@@ -53,16 +56,15 @@ pub(super) enum Attached<D> {
 }
 
 impl VirtioBus {
-    /// The bus that `transport` means, with a host bridge and configuration ports if it is PCI.
-    pub(super) fn new(
-        transport: VirtioTransport,
-        mem64: Option<caisson_firmware::GpaRange>,
-        pc: &mut Builder<'_>,
-    ) -> Result<Self, MachineError> {
-        let mut bus = Self::default();
-        if transport == VirtioTransport::Pci {
+    /// The bus of `spec`, with a host bridge and configuration ports if there is PCI.
+    pub(super) fn new(spec: &PcSpec<'_>, pc: &mut Builder<'_>) -> Result<Self, MachineError> {
+        let mut bus = Self {
+            transport: spec.transport,
+            ..Self::default()
+        };
+        if spec.pci {
             let root = PciRoot {
-                mem64,
+                mem64: spec.map.pci_memory_high(),
                 ..PciRoot::default()
             };
             let base = u64::from(root.ecam);
@@ -88,8 +90,10 @@ impl VirtioBus {
         pc: &mut Builder<'_>,
     ) -> Result<Attached<D>, MachineError> {
         match self.root.clone() {
-            Some(root) => self.add_function(name, device, &root, lines, pc),
-            None => self.add_registers(name, device, lines, pc),
+            Some(root) if self.transport == VirtioTransport::Pci => {
+                self.add_function(name, device, &root, lines, pc)
+            }
+            _ => self.add_registers(name, device, lines, pc),
         }
     }
 
@@ -101,35 +105,71 @@ impl VirtioBus {
         lines: &mut Lines,
         pc: &mut Builder<'_>,
     ) -> Result<Attached<D>, MachineError> {
-        let number = self.functions + 1;
-        let address = FunctionAddress::new(number, 0).ok_or(MachineError::TooManyDevices {
-            most: 31,
-            bus: "PCI bus",
-        })?;
-        self.functions = number;
+        let (place, function) = self.next_function(root, lines, pc)?;
         let queues = device.queue_sizes().len() as u16;
         let ranges = Ranges {
             registers: self.range(Ranges::REGISTERS_LEN),
             msix: self.range(Ranges::msix_len(queues)),
         };
         let handles = PciHandles {
-            function: FunctionHandles {
-                claims: Arc::new(DeviceClaims {
-                    claims: Arc::downgrade(&pc.handles.claims),
-                    device: pc.next_number(),
-                }),
-                msi: pc.handles.msi.clone(),
-                line: Some(lines.line(root.interrupt_of(number).into())?),
-            },
+            function,
             memory: pc.handles.memory.clone(),
             doorbells: doorbells(pc),
+        };
+        let function = VirtioPci::new(name, device, place, ranges, handles)?;
+        Ok(Attached::Pci(pc.add(function)))
+    }
+
+    /// The next place on the bus, and what the function there may affect.
+    fn next_function(
+        &mut self,
+        root: &PciRoot,
+        lines: &mut Lines,
+        pc: &Builder<'_>,
+    ) -> Result<(Place, FunctionHandles), MachineError> {
+        let number = self.functions + 1;
+        let address = FunctionAddress::new(number, 0).ok_or(MachineError::TooManyDevices {
+            most: 31,
+            bus: "PCI bus",
+        })?;
+        self.functions = number;
+        let handles = FunctionHandles {
+            claims: Arc::new(DeviceClaims {
+                claims: Arc::downgrade(&pc.handles.claims),
+                device: pc.next_number(),
+            }),
+            msi: pc.handles.msi.clone(),
+            line: Some(lines.line(root.interrupt_of(number).into())?),
         };
         let place = Place {
             address,
             ecam: root.ecam.into(),
         };
-        let function = VirtioPci::new(name, device, place, ranges, handles)?;
-        Ok(Attached::Pci(pc.add(function)))
+        Ok((place, handles))
+    }
+
+    /// Puts an NVMe controller on the PCI bus as `name`.
+    pub(super) fn add_nvme(
+        &mut self,
+        name: &str,
+        (backend, config): (Arc<dyn BlockBackend>, NvmeConfig),
+        lines: &mut Lines,
+        pc: &mut Builder<'_>,
+    ) -> Result<(), MachineError> {
+        let root = self
+            .root
+            .clone()
+            .ok_or_else(|| MachineError::Tables("an NVMe controller needs a PCI bus".to_owned()))?;
+        let (place, function) = self.next_function(&root, lines, pc)?;
+        let handles = NvmeHandles {
+            function,
+            memory: pc.handles.memory.clone(),
+            clock: pc.handles.clock.clone(),
+        };
+        let registers = self.range(Nvme::registers_len(&config));
+        let nvme = Nvme::new(name, backend, config, place, registers, handles)?;
+        pc.add(nvme);
+        Ok(())
     }
 
     /// The next free `len` bytes of the window below 4 GiB. A bus of 31 devices takes a small part of it.
