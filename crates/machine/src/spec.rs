@@ -95,7 +95,10 @@ impl MachineSpec {
     /// Whether there are virtio devices.
     pub(crate) fn has_virtio(&self) -> bool {
         let disk = |disk: &DiskSpec| disk.bus == DiskBus::Virtio;
-        self.rng || !self.consoles.is_empty() || self.disks.iter().any(disk)
+        self.rng
+            || !self.consoles.is_empty()
+            || !self.nets.is_empty()
+            || self.disks.iter().any(disk)
     }
 
     /// Whether there is a PCI bus: it is there for the devices on it.

@@ -33,6 +33,7 @@ pub use compare::differences;
 pub use console::Console;
 pub use host::serve;
 use process::{Process, Sink};
+pub use wire::NetDescription;
 use wire::{Answer, Description, Port, Request};
 
 const MIB: u64 = 1 << 20;
@@ -136,6 +137,8 @@ pub struct VmSpec {
     /// A file with the content of its virtio disk, if it has one. The disk is in memory; the file is written when the
     /// machine moves.
     pub disk: Option<PathBuf>,
+    /// The network that its card is in, if it has one.
+    pub net: Option<NetDescription>,
     /// When it goes on in another process.
     pub moves: Moves,
 }
@@ -159,6 +162,7 @@ impl VmSpec {
             on_crash: OnCrash::End,
             virtio: None,
             disk: None,
+            net: None,
             moves: Moves::default(),
         }
     }
@@ -185,6 +189,7 @@ impl VmSpec {
             virtio: self.virtio.unwrap_or_default(),
             rng: self.virtio.is_some(),
             disks: Vec::new(),
+            nets: Vec::new(),
             consoles: Vec::new(),
             on_reboot: self.on_reboot,
             on_crash: self.on_crash,
@@ -214,6 +219,7 @@ impl VmSpec {
             com2,
             virtio: self.virtio,
             disk: self.disk.clone(),
+            net: self.net.clone(),
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use std::{
     io::{self, ErrorKind, Read, Write},
+    net::SocketAddrV4,
     path::PathBuf,
 };
 
@@ -46,6 +47,17 @@ pub(super) struct Description {
     pub(super) virtio: Option<VirtioTransport>,
     /// The content of its disk, if it has one: read when it is made, and kept there when it leaves.
     pub(super) disk: Option<PathBuf>,
+    /// The network that its card is in, if it has one.
+    pub(super) net: Option<NetDescription>,
+}
+
+/// The user-mode network that a machine's card is in. The router's address stands for the host's loopback.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct NetDescription {
+    /// Ports of the host that lead to the guest, as `--net user,forward=` takes them.
+    pub forwards: Vec<String>,
+    /// Whom to ask for names.
+    pub resolver: Option<SocketAddrV4>,
 }
 
 /// From the test to the process. Each gets an [`Answer`].
