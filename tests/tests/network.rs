@@ -3,11 +3,12 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddrV4, TcpListener, TcpStream, UdpSocket},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
 };
 
 use caisson_config::VirtioTransport;
+use caisson_hypervisor::Hypervisor;
 use caisson_machine::Outcome;
 use caisson_tests::{
     debian::{BOOT, virtio_spec},
@@ -127,25 +128,21 @@ impl Guest {
     }
 }
 
-fn boot(forwards: Vec<String>) -> Vec<Guest> {
-    let boot_one = |backend| {
-        let modules = ["virtio_pci", "virtio_net", "virtio_rng", "virtio_console"];
-        let mut spec =
-            virtio_spec(backend, VirtioTransport::Pci, &modules).expect("there is an image");
-        // A connection does not outlive a move.
-        spec.moves = Moves::After(Vec::new());
-        spec.net = Some(NetDescription {
-            forwards: forwards.clone(),
-            resolver: Some(name_server()),
-        });
-        let vm = Vm::start(&spec).expect("the machine starts");
-        let at = vm.com1.wait_for(PROMPT, 0, BOOT).expect("a prompt");
-        let mut guest = Guest { vm, at };
-        // What the kernel says from now on is for dmesg, not among answers.
-        guest.run("dmesg -n 1");
-        guest
-    };
-    backends().iter().map(boot_one).collect()
+fn boot(backend: &Arc<dyn Hypervisor>, forwards: Vec<String>) -> Guest {
+    let modules = ["virtio_pci", "virtio_net", "virtio_rng", "virtio_console"];
+    let mut spec = virtio_spec(backend, VirtioTransport::Pci, &modules).expect("there is an image");
+    // A connection does not outlive a move.
+    spec.moves = Moves::After(Vec::new());
+    spec.net = Some(NetDescription {
+        forwards,
+        resolver: Some(name_server()),
+    });
+    let vm = Vm::start(&spec).expect("the machine starts");
+    let at = vm.com1.wait_for(PROMPT, 0, BOOT).expect("a prompt");
+    let mut guest = Guest { vm, at };
+    // What the kernel says from now on is for dmesg, not among answers.
+    guest.run("dmesg -n 1");
+    guest
 }
 
 fn power_off(mut guest: Guest) {
@@ -165,9 +162,9 @@ fn power_off(mut guest: Guest) {
 #[test]
 fn debian_is_on_the_network_when_its_shell_starts() {
     let (port, told) = web_server();
-    let inward = free_port();
-    let forwards = vec![format!("tcp:{inward}:8080")];
-    for mut guest in boot(forwards) {
+    for backend in backends() {
+        let inward = free_port();
+        let mut guest = boot(&backend, vec![format!("tcp:{inward}:8080")]);
         let address = guest.run("ip -4 -o addr show eth0 | grep -o 'inet [0-9./]*'");
         assert_eq!(address, "inet 10.0.2.15/24");
         assert_eq!(guest.run("cat /etc/resolv.conf"), "nameserver 10.0.2.3");
@@ -192,7 +189,7 @@ fn debian_is_on_the_network_when_its_shell_starts() {
         assert!(refused.ends_with('1'), "{refused}");
 
         // From the host into the guest.
-        guest.run("(nc -l -p 8080 -e sh -c 'read line; echo heard $line; cat /tmp/got') & sleep 1");
+        guest.run("(nc -l -p 8080 -e sh -c 'read line; echo heard $line; cat /tmp/got') & while ! netstat -tln | grep -q ':8080 '; do sleep 0.1; done");
         let mut stream = TcpStream::connect(("127.0.0.1", inward)).expect("it is forwarded");
         stream.write_all(b"hello\n").unwrap();
         let mut answer = Vec::new();
@@ -210,7 +207,8 @@ fn connections_end_when_the_machine_goes_elsewhere_and_new_ones_are_made() {
     let silent = TcpListener::bind("127.0.0.1:0").expect("a socket");
     let mute = silent.local_addr().expect("an address").port();
     let _held = thread::spawn(move || silent.incoming().flatten().collect::<Vec<_>>());
-    for mut guest in boot(Vec::new()) {
+    for backend in backends() {
+        let mut guest = boot(&backend, Vec::new());
         // One waits for what never comes: it must be told.
         guest.run(&format!(
             "(nc 10.0.2.2 {mute} < /dev/zero > /dev/null; echo $? > /tmp/speaker) & \

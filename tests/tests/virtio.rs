@@ -3,7 +3,7 @@
 use std::{process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use caisson_config::VirtioTransport;
+use caisson_config::{DiskBus, VirtioTransport};
 use caisson_image::{ImageStore, Silent};
 use caisson_machine::Outcome;
 use caisson_tests::{
@@ -225,28 +225,40 @@ fn debian_uses_entropy_and_console_without_pci_across_a_move() {
 }
 
 #[test]
-fn debian_keeps_what_it_wrote_to_its_disk_across_moves() {
-    let modules = ["virtio_pci", "virtio_blk"];
+fn debian_keeps_what_it_wrote_to_its_virtio_disk_across_moves() {
+    write_across_moves(DiskBus::Virtio, "vda", &["virtio_pci", "virtio_blk"]);
+}
+
+#[test]
+fn debian_keeps_what_it_wrote_to_its_nvme_disk_across_moves() {
+    write_across_moves(DiskBus::Nvme, "nvme0n1", &["virtio_pci"]);
+}
+
+/// Has a guest write to its disk, which it calls `name`, while its machine moves; discard and zero some of it; and read it.
+fn write_across_moves(bus: DiskBus, name: &str, modules: &[&str]) {
     for backend in backends() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         file.as_file().set_len(24 << 20).expect("room");
         let mut spec =
-            virtio_spec(&backend, VirtioTransport::Pci, &modules).expect("there is an image");
+            virtio_spec(&backend, VirtioTransport::Pci, modules).expect("there is an image");
         spec.cpus = 2;
         spec.moves = Moves::After(vec![Duration::from_millis(800); 8]);
         spec.disk = Some(file.path().to_owned());
+        spec.disk_bus = bus;
         let vm = Vm::start(&spec).expect("the machine starts");
         let at = vm.com1.wait_for(PROMPT, 0, BOOT).expect("a prompt");
         let mut guest = Guest { vm, at };
         guest.run("dmesg -n 1");
         assert_eq!(
-            guest.run("cat /sys/block/vda/size /sys/block/vda/serial"),
-            "49152\ntest-disk"
+            guest.run(&format!(
+                "cat /sys/block/{name}/size $(find /sys/block/{name}/ /sys/block/{name}/device/ -maxdepth 1 -name serial)"
+            )),
+            "49152\ntest-disk",
         );
-        assert_eq!(guest.run("ls /sys/block/vda/mq | wc -l"), "2");
+        assert_eq!(guest.run(&format!("ls /sys/block/{name}/mq | wc -l")), "2");
         guest.run("dd if=/dev/urandom of=/tmp/data bs=64k count=256 2>/dev/null; sha256sum < /tmp/data > /tmp/sum");
         guest.vm
-            .type_text("(dd if=/tmp/data of=/dev/vda bs=64k conv=fsync 2>/dev/null; echo all > /tmp/written) &\n")
+            .type_text(&format!("(dd if=/tmp/data of=/dev/{name} bs=64k conv=fsync 2>/dev/null; echo all > /tmp/written) &\n"))
             .unwrap();
         guest
             .vm
@@ -257,10 +269,27 @@ fn debian_keeps_what_it_wrote_to_its_disk_across_moves() {
         guest.run(
             "while ! [ -s /tmp/written ]; do sleep 0.1; done; echo 3 > /proc/sys/vm/drop_caches",
         );
-        let same = guest.run("head -c 16777216 /dev/vda | sha256sum | cmp - /tmp/sum && echo same");
+        let same = guest.run(&format!(
+            "head -c 16777216 /dev/{name} | sha256sum | cmp - /tmp/sum && echo same"
+        ));
         assert_eq!(same, "same");
+        // Discards, told by the driver to be there.
+        let discard = guest.run(&format!(
+            "cat /sys/block/{name}/queue/discard_max_bytes /sys/block/{name}/queue/write_zeroes_max_bytes /sys/block/{name}/queue/write_cache; \
+             dd if=/tmp/data of=/dev/{name} bs=1M seek=20 count=1 conv=fsync 2>/dev/null; \
+             dd if=/dev/{name} bs=1M skip=20 count=1 2>/dev/null | cmp -n 1048576 - /tmp/data || echo not written; \
+             blkdiscard -o 20971520 -l 1048576 /dev/{name} && dd if=/dev/{name} bs=1M skip=20 count=1 2>/dev/null | tr -d '\\0' | wc -c"
+        ));
+        assert!(
+            !discard.starts_with("0\n")
+                && !discard.contains("\n0\nwrite")
+                && discard.ends_with("write back\n0"),
+            "{discard}"
+        );
         assert_eq!(
-            guest.run("dmesg | grep -iE 'i/o error|buffer i/o|vda.*(fail|timeout)'"),
+            guest.run(&format!(
+                "dmesg | grep -iE 'i/o error|buffer i/o|(nvme|{name}).*(fail|timeout|error)'"
+            )),
             ""
         );
         guest.vm.change_process().expect("the machine moves");
@@ -270,6 +299,11 @@ fn debian_keeps_what_it_wrote_to_its_disk_across_moves() {
                 .chunks(4096)
                 .all(|page| page.iter().any(|byte| *byte != 0))
         );
+        let copied = guest.run(&format!(
+            "mkdir /tmp/m; mke2fs /dev/{name} > /dev/null && mount -t ext2 /dev/{name} /tmp/m && cp /bin/busybox /tmp/m && umount /tmp/m; \
+             mount -t ext2 /dev/{name} /tmp/m && cmp /bin/busybox /tmp/m/busybox && echo same; umount /tmp/m"
+        ));
+        assert_eq!(copied, "same");
         guest.vm.type_text("poweroff -f\n").unwrap();
         assert_eq!(
             guest.vm.wait(BOOT).expect("it powers off"),

@@ -54,6 +54,7 @@ fn full() -> MachineConfig {
                 ..Disk::new("seed.img".parse().unwrap())
             },
         ],
+        net: vec!["user,forward=tcp:8080:80,deny=*".parse().unwrap()],
         rng: true,
         virtio: VirtioTransport::Mmio,
         debugcon: Some(CharBackend::File(FileBackend {

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 use caisson_block::testing::RamDisk;
-use caisson_config::{HugePages, OnReboot};
+use caisson_config::{DiskBus, HugePages, OnReboot};
 use caisson_hypervisor_soft::Tier;
 use caisson_machine::{
     BootSpec, CpuSpec, DiskSpec, Elapsed, HostEnd, Input, Machine, MachineSpec, MemorySpec,
@@ -138,7 +138,7 @@ impl Host {
 
     fn spec(&mut self, description: &Description) -> Result<MachineSpec> {
         let disks = match &description.disk {
-            Some(path) => vec![self.disk(path)?],
+            Some(path) => vec![self.disk(path, description.disk_bus)?],
             None => Vec::new(),
         };
         let backend = all_backends()
@@ -213,7 +213,7 @@ impl Host {
     }
 
     /// A disk in memory with the content of the file.
-    fn disk(&mut self, path: &Path) -> Result<DiskSpec> {
+    fn disk(&mut self, path: &Path, bus: DiskBus) -> Result<DiskSpec> {
         let content = std::fs::read(path)?;
         let disk = Arc::new(RamDisk::new(content.len() as u64));
         disk.put(0, &content);
@@ -221,7 +221,7 @@ impl Host {
         Ok(DiskSpec {
             id: "test-disk".into(),
             backend: disk,
-            bus: caisson_config::DiskBus::Virtio,
+            bus,
         })
     }
 

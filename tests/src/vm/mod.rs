@@ -20,7 +20,7 @@ use std::{
 };
 
 use anyhow::{Result, anyhow, bail, ensure};
-use caisson_config::{Cpu, HugePages, OnReboot, VirtioTransport};
+use caisson_config::{Cpu, DiskBus, HugePages, OnReboot, VirtioTransport};
 use caisson_hypervisor::{Availability, Hypervisor};
 use caisson_hypervisor_soft::{Soft, Tier};
 use caisson_machine::{
@@ -134,9 +134,11 @@ pub struct VmSpec {
     pub on_crash: OnCrash,
     /// What carries its virtio devices: it has an entropy device and a console then.
     pub virtio: Option<VirtioTransport>,
-    /// A file with the content of its virtio disk, if it has one. The disk is in memory; the file is written when the
+    /// A file with the content of its disk, if it has one. The disk is in memory; the file is written when the
     /// machine moves.
     pub disk: Option<PathBuf>,
+    /// The device in front of that.
+    pub disk_bus: DiskBus,
     /// The network that its card is in, if it has one.
     pub net: Option<NetDescription>,
     /// When it goes on in another process.
@@ -162,6 +164,7 @@ impl VmSpec {
             on_crash: OnCrash::End,
             virtio: None,
             disk: None,
+            disk_bus: DiskBus::default(),
             net: None,
             moves: Moves::default(),
         }
@@ -219,6 +222,7 @@ impl VmSpec {
             com2,
             virtio: self.virtio,
             disk: self.disk.clone(),
+            disk_bus: self.disk_bus,
             net: self.net.clone(),
         }
     }

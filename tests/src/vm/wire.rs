@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
 };
 
-use caisson_config::VirtioTransport;
+use caisson_config::{DiskBus, VirtioTransport};
 use caisson_machine::Outcome;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -47,6 +47,7 @@ pub(super) struct Description {
     pub(super) virtio: Option<VirtioTransport>,
     /// The content of its disk, if it has one: read when it is made, and kept there when it leaves.
     pub(super) disk: Option<PathBuf>,
+    pub(super) disk_bus: DiskBus,
     /// The network that its card is in, if it has one.
     pub(super) net: Option<NetDescription>,
 }
