@@ -191,7 +191,9 @@ impl Tcp {
     pub(crate) fn reset_numbers(&self) -> Option<(u32, u32)> {
         match self.phase {
             Phase::Connecting => Some((0, self.rcv_nxt)),
-            Phase::SynReceived | Phase::Open => Some((self.snd_una, self.rcv_nxt)),
+            // It has heard our SYN, or looks at the acknowledgement only.
+            Phase::SynReceived => Some((self.snd_max, self.rcv_nxt)),
+            Phase::Open => Some((self.snd_una, self.rcv_nxt)),
             Phase::SynSent | Phase::Closed => None,
         }
     }
