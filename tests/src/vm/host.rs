@@ -193,7 +193,11 @@ impl Host {
             virtio: description.virtio.unwrap_or_default(),
             rng: description.virtio.is_some(),
             disks,
-            nets: description.net.iter().map(card).collect::<Result<_>>()?,
+            nets: description
+                .net
+                .iter()
+                .map(|net| card(net))
+                .collect::<Result<_>>()?,
             consoles: description
                 .virtio
                 .and_then(|_| end(Port::Hvc0))

@@ -223,7 +223,7 @@ impl VmSpec {
             virtio: self.virtio,
             disk: self.disk.clone(),
             disk_bus: self.disk_bus,
-            net: self.net.clone(),
+            net: self.net.clone().map(Box::new),
         }
     }
 }

@@ -49,7 +49,7 @@ pub(super) struct Description {
     pub(super) disk: Option<PathBuf>,
     pub(super) disk_bus: DiskBus,
     /// The network that its card is in, if it has one.
-    pub(super) net: Option<NetDescription>,
+    pub(super) net: Option<Box<NetDescription>>,
 }
 
 /// The user-mode network that a machine's card is in. The router's address stands for the host's loopback.
