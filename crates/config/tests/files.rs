@@ -256,7 +256,7 @@ did you mean `restart`?",
     }
     assert_eq!(
         MachineConfig::from_json("{\"vcpus\": 1}").unwrap_err().to_string(),
-        "unknown field `vcpus`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `soft-tier`, `on-reboot`, `command`, `serial`, `console`, `disk`, `rng`, `virtio`, `memory`, `debugcon`, `debug-exit` at line 1 column 8
+        "unknown field `vcpus`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `soft-tier`, `on-reboot`, `command`, `serial`, `console`, `disk`, `net`, `rng`, `virtio`, `memory`, `debugcon`, `debug-exit` at line 1 column 8
 did you mean `cpus`?"
     );
 }
