@@ -1,6 +1,6 @@
 //! Network cards, as flags and files say them.
 
-use caisson_config::{Limits, MachineConfig, Memory, Net, NetKind, OptionError};
+use caisson_config::{Limits, MachineConfig, Memory, Net, NetKind};
 
 const LIMITS: Limits = Limits {
     max_cpus: 4,
@@ -38,13 +38,11 @@ fn what_cannot_is_said_twice_in_vain() {
         "user,host-access,host-access=on",
         "user,dns=1.1.1.1,dns=1.1.1.1",
     ] {
-        assert!(
-            matches!(text.parse::<Net>(), Err(OptionError::Twice(_))),
-            "{text}"
-        );
+        let message = text.parse::<Net>().unwrap_err().to_string();
+        assert!(message.ends_with("is given twice"), "{text}: {message}");
     }
     let twice = "1G,hugepages=on,hugepages=off".parse::<Memory>();
-    assert!(matches!(twice, Err(OptionError::Twice(_))), "{twice:?}");
+    assert!(twice.unwrap_err().to_string().ends_with("is given twice"));
 }
 
 #[test]
