@@ -1,4 +1,4 @@
-//! Any driver of an entropy device or a console under either transport, in the middle of which it is saved and restored.
+//! Any driver of an entropy device, a console, a disk or a network card under either transport, in the middle of which it is saved and restored.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -50,6 +50,7 @@ fn spec() -> MachineSpec {
         virtio: Default::default(),
         rng: true,
         disks: Vec::new(),
+        nets: Vec::new(),
         consoles: vec![Box::new(StreamEnd::new(std::io::sink()))],
         on_reboot: OnReboot::Stop,
         on_crash: OnCrash::End,

@@ -69,6 +69,20 @@ fn wrong_usage_exits_with_2_and_says_what_is_right() {
         ),
         ("run mini --kernel k", "give either an image or a kernel"),
         (
+            "run --net user,forward=80",
+            "\"80\" is no forward; write tcp:HOST-PORT:GUEST-PORT",
+        ),
+        (
+            "run --net user,deny=10.0.0.0/33",
+            "\"10.0.0.0/33\" is no destination",
+        ),
+        ("run --net user,dns=here", "dns=\"here\" is no IPv4 address"),
+        (
+            "run --net user,mac=01:00:00:00:00:00",
+            "is the address of a group",
+        ),
+        ("run --net bridge", "known: user, none"),
+        (
             "man rnu",
             "there is no command \"rnu\" (did you mean \"run\"?)",
         ),

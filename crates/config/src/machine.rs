@@ -6,8 +6,8 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Accel, CharBackend, Cpu, DebugExit, Disk, HostPath, ImageName, MachineName, Memory, SoftTier,
-    VirtioTransport, defaults,
+    Accel, CharBackend, Cpu, DebugExit, Disk, HostPath, ImageName, MachineName, Memory, Net,
+    NetKind, SoftTier, VirtioTransport, defaults,
 };
 
 /// One virtual machine, as its owner describes it.
@@ -54,6 +54,9 @@ pub struct MachineConfig {
     /// The disks, in the order in which the guest finds them. At most 16.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub disk: Vec<Disk>,
+    /// The network cards, in the order in which the guest finds them. At most 4.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub net: Vec<Net>,
     /// Whether there is a virtio entropy device, fed by the host's random numbers.
     pub rng: bool,
     /// What carries the virtio devices.
@@ -95,6 +98,7 @@ impl Default for MachineConfig {
             serial: alloc::vec![CharBackend::Stdio],
             console: Vec::new(),
             disk: Vec::new(),
+            net: Vec::new(),
             rng: false,
             virtio: VirtioTransport::default(),
             debugcon: None,
@@ -115,6 +119,11 @@ impl MachineConfig {
         }
     }
 
+    /// The network cards that there are.
+    pub fn cards(&self) -> impl Iterator<Item = &Net> {
+        self.net.iter().filter(|net| net.kind != NetKind::None)
+    }
+
     /// Every host path in the description, to be changed.
     pub fn paths_mut(&mut self) -> impl Iterator<Item = &mut HostPath> {
         self.kernel
@@ -125,5 +134,6 @@ impl MachineConfig {
             .chain(self.console.iter_mut().filter_map(CharBackend::path_mut))
             .chain(self.debugcon.iter_mut().filter_map(CharBackend::path_mut))
             .chain(self.disk.iter_mut().flat_map(Disk::paths_mut))
+            .chain(self.net.iter_mut().filter_map(|net| net.pcap.as_mut()))
     }
 }

@@ -29,6 +29,8 @@ impl Limits {
     pub const MAX_DISK_ID: usize = 20;
     /// How many virtio consoles a machine can have: as many as Linux gives names to early.
     pub const MAX_CONSOLES: usize = 8;
+    /// How many network cards a machine can have.
+    pub const MAX_NETS: usize = 4;
     /// The longest kernel command line that x86 Linux takes, without its terminator
     /// (`COMMAND_LINE_SIZE` in the kernel's `asm/setup.h`).
     pub const MAX_CMDLINE: usize = 2047;
@@ -109,6 +111,7 @@ impl MachineConfig {
         self.check_serial(&mut report);
         self.check_memory(limits, &mut report);
         self.check_disks(&mut report);
+        self.check_net(&mut report);
         if let Some(debug_exit) = &self.debug_exit
             && debug_exit.port > 0xfffc
         {
@@ -232,6 +235,27 @@ impl MachineConfig {
                     twice[0]
                 ),
             );
+        }
+    }
+
+    fn check_net(&self, report: &mut impl FnMut(&'static str, String)) {
+        if self.net.len() > Limits::MAX_NETS {
+            report(
+                "net",
+                format!(
+                    "{} network cards are more than there is room for; use at most {}",
+                    self.net.len(),
+                    Limits::MAX_NETS
+                ),
+            );
+        }
+        for mtu in self.cards().filter_map(|net| net.mtu) {
+            if !(1280..=65521).contains(&mtu) {
+                report(
+                    "net",
+                    format!("an mtu of {mtu} is not possible; choose 1280 to 65521"),
+                );
+            }
         }
     }
 

@@ -54,6 +54,7 @@ fn full() -> MachineConfig {
                 ..Disk::new("seed.img".parse().unwrap())
             },
         ],
+        net: vec!["user,forward=tcp:8080:80,deny=*".parse().unwrap()],
         rng: true,
         virtio: VirtioTransport::Mmio,
         debugcon: Some(CharBackend::File(FileBackend {
@@ -89,6 +90,7 @@ disk = [
     { path = "web.qcow2", ephemeral = true, backing = "/images" },
     { path = "seed.img", bus = "nvme", format = "raw", readonly = true, iops = 500 },
 ]
+net = [{ kind = "user", forward = ["tcp:8080:80"], deny = "*" }]
 rng = true
 virtio = "mmio"
 debugcon = { file = "debug.log" }
@@ -113,6 +115,7 @@ on-reboot = "stop"
 serial = ["stdio", "file=com2.log,append=on", "socket=com3.sock", "null"]
 console = ["null"]
 disk = ["web.qcow2,ephemeral,backing=/images", "path=seed.img,bus=nvme,format=raw,readonly,iops=500"]
+net = ["user,forward=tcp:8080:80,deny=*"]
 rng = true
 virtio = "mmio"
 debugcon = "file=debug.log"
@@ -124,7 +127,7 @@ debug-exit = "0x501"
 "cmdline": "console=ttyS0 quiet", "cpus": 4, "cpu": "v2", "accel": "soft",
 "soft-tier": 1, "on-reboot": "stop",
 "serial": ["stdio", {"file": "com2.log,append=on"}, {"socket": "com3.sock"}, {"null": null}],
-"console": ["null"], "disk": ["web.qcow2,ephemeral=on,backing=/images", {"path": "seed.img", "bus": "nvme", "format": "raw", "readonly": true, "iops": 500}], "rng": true, "virtio": "mmio",
+"console": ["null"], "disk": ["web.qcow2,ephemeral=on,backing=/images", {"path": "seed.img", "bus": "nvme", "format": "raw", "readonly": true, "iops": 500}], "net": ["user,deny=*,forward=tcp:8080:80"], "rng": true, "virtio": "mmio",
 "debugcon": {"file": {"path": "debug.log"}},
 "memory": {"size": "1536M", "hugepages": "on"},
 "debug-exit": 1281
@@ -164,6 +167,11 @@ format = "raw"
 readonly = true
 iops = 500
 
+[[net]]
+kind = "user"
+forward = ["tcp:8080:80"]
+deny = ["*"]
+
 [memory]
 size = "1536M"
 hugepages = "on"
@@ -195,7 +203,7 @@ fn mistakes_are_shown_where_they_are_with_what_was_meant() {
   |
 2 | memroy = \"1G\"
   | ^^^^^^
-unknown field `memroy`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `soft-tier`, `on-reboot`, `command`, `serial`, `console`, `disk`, `rng`, `virtio`, `memory`, `debugcon`, `debug-exit`
+unknown field `memroy`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `soft-tier`, `on-reboot`, `command`, `serial`, `console`, `disk`, `net`, `rng`, `virtio`, `memory`, `debugcon`, `debug-exit`
 did you mean `memory`?",
         ),
         (
@@ -248,7 +256,7 @@ did you mean `restart`?",
     }
     assert_eq!(
         MachineConfig::from_json("{\"vcpus\": 1}").unwrap_err().to_string(),
-        "unknown field `vcpus`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `soft-tier`, `on-reboot`, `command`, `serial`, `console`, `disk`, `rng`, `virtio`, `memory`, `debugcon`, `debug-exit` at line 1 column 8
+        "unknown field `vcpus`, expected one of `name`, `image`, `kernel`, `initrd`, `cmdline`, `cpus`, `cpu`, `accel`, `soft-tier`, `on-reboot`, `command`, `serial`, `console`, `disk`, `net`, `rng`, `virtio`, `memory`, `debugcon`, `debug-exit` at line 1 column 8
 did you mean `cpus`?"
     );
 }

@@ -3,7 +3,7 @@
 use caisson_config::{
     Accel, Backing, BlockSize, ByteSize, CharBackend, Cpu, CpuModel, DebugExit, Disk, DiskBus,
     DiskCache, DiskFormat, Ephemeral, FileBackend, HostPath, HugePages, ImageName, MachineConfig,
-    MachineName, Memory, OnReboot, SocketBackend, SoftTier, VirtioTransport, options,
+    MachineName, Memory, Net, NetKind, OnReboot, SocketBackend, SoftTier, VirtioTransport, options,
 };
 use proptest::prelude::*;
 
@@ -98,6 +98,28 @@ fn disk() -> impl Strategy<Value = Disk> {
         )
 }
 
+fn net() -> impl Strategy<Value = Net> {
+    let texts = || proptest::collection::vec(any::<String>(), 0..3);
+    (
+        (texts(), texts(), texts()),
+        any::<bool>(),
+        proptest::option::of(any::<String>()),
+        proptest::option::of(any::<u16>()),
+        proptest::option::of(path()),
+    )
+        .prop_map(|((forward, allow, deny), none, text, mtu, pcap)| Net {
+            kind: if none { NetKind::None } else { NetKind::User },
+            forward,
+            allow,
+            deny,
+            host_access: none,
+            dns: text.clone(),
+            mtu,
+            mac: text,
+            pcap,
+        })
+}
+
 fn config() -> impl Strategy<Value = MachineConfig> {
     let name = "[A-Za-z0-9][A-Za-z0-9._-]{0,20}";
     (
@@ -123,11 +145,12 @@ fn config() -> impl Strategy<Value = MachineConfig> {
         (
             proptest::collection::vec(backend(), 0..3),
             proptest::collection::vec(disk(), 0..3),
+            proptest::collection::vec(net(), 0..3),
             any::<bool>(),
             prop_oneof![Just(VirtioTransport::Pci), Just(VirtioTransport::Mmio)],
         ),
     )
-        .prop_map(|(first, second, (console, disk, rng, virtio))| {
+        .prop_map(|(first, second, (console, disk, net, rng, virtio))| {
             let (name, image, kernel, initrd, cmdline, cpus, cpu) = first;
             let (accel, soft_tier, on_reboot, command, serial, memory, debugcon, debug_exit) =
                 second;
@@ -146,6 +169,7 @@ fn config() -> impl Strategy<Value = MachineConfig> {
                 serial,
                 console,
                 disk,
+                net,
                 rng,
                 virtio,
                 memory,

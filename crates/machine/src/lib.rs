@@ -75,4 +75,4 @@ pub use machine::{Machine, Phase};
 pub use outcome::{Fault, Outcome};
 pub use serial::{Closed, HostEnd, NullEnd, SerialInput, SocketEnd, StreamEnd};
 pub use snapshot::{Elapsed, SavedMachine, Snapshot, SnapshotError};
-pub use spec::{DiskSpec, MachineSpec, MemorySpec, OnCrash, SERIAL_PORTS};
+pub use spec::{DiskSpec, MachineSpec, MemorySpec, NetSpec, OnCrash, SERIAL_PORTS};

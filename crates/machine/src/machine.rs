@@ -231,6 +231,7 @@ impl Machine {
             transport: spec.virtio,
             rng: spec.rng,
             disks: spec.disks,
+            nets: spec.nets,
             consoles,
         };
         let claims = Arc::new(Claims::default());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use caisson_block::BlockBackend;
 use caisson_config::{CharBackend, DiskBus, HugePages, MachineConfig, OnReboot, VirtioTransport};
 use caisson_hypervisor::Hypervisor;
+use caisson_packet::{MacAddress, PacketBackend};
 
 use crate::{
     BootSpec, CpuSpec, MachineError,
@@ -32,6 +33,15 @@ pub struct DiskSpec {
     pub backend: Arc<dyn BlockBackend>,
     /// The device that the guest sees.
     pub bus: DiskBus,
+}
+
+/// A virtio network card.
+#[derive(Clone)]
+pub struct NetSpec {
+    /// Its address.
+    pub mac: MacAddress,
+    /// The network that it is in.
+    pub backend: Arc<dyn PacketBackend>,
 }
 
 /// What happens when the guest crashes: its kernel panics and asks for a reset, or a vCPU triple-faults.
@@ -71,6 +81,8 @@ pub struct MachineSpec {
     pub rng: bool,
     /// The disks.
     pub disks: Vec<DiskSpec>,
+    /// The network cards.
+    pub nets: Vec<NetSpec>,
     /// The host's ends of the virtio consoles (`hvc0`, … in Linux).
     pub consoles: Vec<Box<dyn HostEnd>>,
     /// What a reboot by the guest does.
@@ -83,7 +95,10 @@ impl MachineSpec {
     /// Whether there are virtio devices.
     pub(crate) fn has_virtio(&self) -> bool {
         let disk = |disk: &DiskSpec| disk.bus == DiskBus::Virtio;
-        self.rng || !self.consoles.is_empty() || self.disks.iter().any(disk)
+        self.rng
+            || !self.consoles.is_empty()
+            || !self.nets.is_empty()
+            || self.disks.iter().any(disk)
     }
 
     /// Whether there is a PCI bus: it is there for the devices on it.
@@ -135,6 +150,7 @@ impl MachineSpec {
             serial,
             debugcon,
             disks: Vec::new(),
+            nets: Vec::new(),
             consoles,
             virtio: config.virtio,
             rng: config.rng,

@@ -413,6 +413,7 @@ pub(crate) fn spec(backend: &Arc<Scripted>) -> MachineSpec {
         virtio: Default::default(),
         rng: false,
         disks: Vec::new(),
+        nets: Vec::new(),
         consoles: Vec::new(),
         on_reboot: caisson_config::OnReboot::Restart,
         on_crash: OnCrash::End,

@@ -6,6 +6,7 @@
 //! | [`Facilities`] | status, features, configuration and queues of one device | §2.1–2.5, §3.1 |
 //! | [`pci`] | the PCI transport, modern devices only | §4.1 |
 //! | [`mmio`] | the memory-mapped transport, version 2 | §4.2 |
+//! | [`net`] | network device | §5.1 |
 //! | [`blk`] | block device | §5.2 |
 //! | [`rng`] | entropy device | §5.4 |
 //! | [`console`] | console device | §5.3 |
@@ -29,6 +30,7 @@ mod device;
 mod facilities;
 mod fault;
 pub mod feature;
+pub mod net;
 pub mod queue;
 pub mod rng;
 #[cfg(feature = "testing")]

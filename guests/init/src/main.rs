@@ -1,7 +1,7 @@
 //! The init program of Caisson's small guest.
 //!
 //! The kernel starts it as process 1 out of the initramfs. It prepares the system (file systems,
-//! modules, host name, loopback), then either gives the first serial port a shell or runs one
+//! modules, host name, loopback, addresses for network cards), then either gives the first serial port a shell or runs one
 //! command for the host over the second one, and powers the machine off when that is done.
 //!
 //! It takes from the kernel's command line:
@@ -48,6 +48,7 @@ extern "C" fn main() -> ! {
     let options = Options::parse(command_line);
     setup::modules();
     setup::network_and_name(&options);
+    setup::cards();
     let ending = if options.exec {
         agent::run(&options)
     } else {

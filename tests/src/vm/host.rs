@@ -17,13 +17,15 @@ use caisson_config::{DiskBus, HugePages, OnReboot};
 use caisson_hypervisor_soft::Tier;
 use caisson_machine::{
     BootSpec, CpuSpec, DiskSpec, Elapsed, HostEnd, Input, Machine, MachineSpec, MemorySpec,
-    OnCrash, SerialInput, Snapshot,
+    NetSpec, OnCrash, SerialInput, Snapshot,
 };
+use caisson_net::{UserNetwork, UserNetworkSpec};
+use caisson_user_net::Config;
 
 use super::{
     all_backends, at_tier,
     compare::differences,
-    wire::{Answer, Description, Frame, Port, Request},
+    wire::{Answer, Description, Frame, NetDescription, Port, Request},
 };
 
 const MIB: u64 = 1 << 20;
@@ -191,6 +193,11 @@ impl Host {
             virtio: description.virtio.unwrap_or_default(),
             rng: description.virtio.is_some(),
             disks,
+            nets: description
+                .net
+                .iter()
+                .map(|net| card(net))
+                .collect::<Result<_>>()?,
             consoles: description
                 .virtio
                 .and_then(|_| end(Port::Hvc0))
@@ -267,4 +274,21 @@ impl Host {
         machine.wait();
         Ok(())
     }
+}
+
+/// A card in a user-mode network.
+fn card(described: &NetDescription) -> Result<NetSpec> {
+    let forwards = described.forwards.iter().map(|text| text.parse());
+    let spec = UserNetworkSpec {
+        router: Config {
+            host_access: true,
+            ..Config::default()
+        },
+        forwards: forwards.collect::<Result<_, _>>()?,
+        resolver: described.resolver,
+    };
+    Ok(NetSpec {
+        mac: spec.router.guest_mac,
+        backend: UserNetwork::open(spec)?,
+    })
 }

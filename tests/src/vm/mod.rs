@@ -33,6 +33,7 @@ pub use compare::differences;
 pub use console::Console;
 pub use host::serve;
 use process::{Process, Sink};
+pub use wire::NetDescription;
 use wire::{Answer, Description, Port, Request};
 
 const MIB: u64 = 1 << 20;
@@ -138,6 +139,8 @@ pub struct VmSpec {
     pub disk: Option<PathBuf>,
     /// The device in front of that.
     pub disk_bus: DiskBus,
+    /// The network that its card is in, if it has one.
+    pub net: Option<NetDescription>,
     /// When it goes on in another process.
     pub moves: Moves,
 }
@@ -162,6 +165,7 @@ impl VmSpec {
             virtio: None,
             disk: None,
             disk_bus: DiskBus::default(),
+            net: None,
             moves: Moves::default(),
         }
     }
@@ -188,6 +192,7 @@ impl VmSpec {
             virtio: self.virtio.unwrap_or_default(),
             rng: self.virtio.is_some(),
             disks: Vec::new(),
+            nets: Vec::new(),
             consoles: Vec::new(),
             on_reboot: self.on_reboot,
             on_crash: self.on_crash,
@@ -218,6 +223,7 @@ impl VmSpec {
             virtio: self.virtio,
             disk: self.disk.clone(),
             disk_bus: self.disk_bus,
+            net: self.net.clone().map(Box::new),
         }
     }
 }

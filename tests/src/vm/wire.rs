@@ -4,6 +4,7 @@
 
 use std::{
     io::{self, ErrorKind, Read, Write},
+    net::SocketAddrV4,
     path::PathBuf,
 };
 
@@ -47,6 +48,17 @@ pub(super) struct Description {
     /// The content of its disk, if it has one: read when it is made, and kept there when it leaves.
     pub(super) disk: Option<PathBuf>,
     pub(super) disk_bus: DiskBus,
+    /// The network that its card is in, if it has one.
+    pub(super) net: Option<Box<NetDescription>>,
+}
+
+/// The user-mode network that a machine's card is in. The router's address stands for the host's loopback.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct NetDescription {
+    /// Ports of the host that lead to the guest, as `--net user,forward=` takes them.
+    pub forwards: Vec<String>,
+    /// Whom to ask for names.
+    pub resolver: Option<SocketAddrV4>,
 }
 
 /// From the test to the process. Each gets an [`Answer`].

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use caisson_config::{
     Accel, CharBackend, Cpu, DebugExit, Disk, HostPath, ImageName, MachineConfig, MachineName,
-    Memory, OnReboot, SoftTier, VirtioTransport,
+    Memory, Net, OnReboot, SoftTier, VirtioTransport,
 };
 use clap::Args;
 
@@ -28,6 +28,9 @@ Examples:
   caisson run --disk data.qcow2                 with a disk, /dev/vda in the guest
   caisson run --disk base.qcow2,ephemeral --disk seed.img,format=raw,bus=nvme,readonly
                                                 what is written to the first is thrown away
+  caisson run --net user,forward=tcp:8080:80    on the network, its web server at port 8080
+  caisson run --net 'user,deny=*,allow=*.debian.org:443'
+                                                where only this can be reached
   caisson run --config web.toml --memory 4G     a description, with one thing changed
   caisson run --save-on-exit nap                a machine that is saved when it is left,
   caisson run --restore nap                     and goes on here
@@ -148,6 +151,16 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE", help_heading = "Disks")]
     pub(crate) keep: Option<HostPath>,
 
+    /// Have a network card: user puts it behind a router on the host's own sockets, which needs no
+    /// privilege. forward=tcp:[ADDRESS:]PORT:GUEST-PORT (or udp:) leads a port of the host to the
+    /// guest. deny=WHERE refuses connections, allow=WHERE lets them pass all the same; WHERE is a
+    /// name, *.NAME, an address, ADDRESS/BITS or *, with :PORT behind it for one port; both and
+    /// forward can be there several times. host-access=on lets the guest reach this host, at the
+    /// router's address; dns=ADDRESS[:PORT] is whom to ask for names; mtu=N; mac=ADDRESS;
+    /// pcap=FILE records every frame. none is no card. Repeat it for more [default: none]
+    #[arg(long, value_name = "user|none[,KEY=VALUE…]", help_heading = "Network")]
+    pub(crate) net: Vec<Net>,
+
     /// Have a debug console (I/O port 0xe9) and lead it like a serial port
     #[arg(long, value_name = "WHERE", help_heading = "Ports")]
     pub(crate) debugcon: Option<CharBackend>,
@@ -238,6 +251,9 @@ impl RunArgs {
         if !self.serial.is_empty() {
             config.serial.clone_from(&self.serial);
         }
+        if !self.net.is_empty() {
+            config.net.clone_from(&self.net);
+        }
         if !self.disk.is_empty() {
             config.disk.clone_from(&self.disk);
         }
@@ -302,6 +318,10 @@ mod tests {
                 "--rng",
                 "--virtio",
                 "mmio",
+                "--net",
+                "user,forward=tcp:8080:80,forward=udp:0.0.0.0:5353:53,deny=*,allow=*.test:443,host-access,mtu=9000",
+                "--net",
+                "none",
                 "--disk",
                 "a.qcow2,backing=on,ephemeral=/tmp",
                 "--disk",
@@ -325,6 +345,7 @@ on-reboot = "stop"
 console = [{ socket = "c" }]
 rng = true
 virtio = "mmio"
+net = [{ kind = "user", forward = ["tcp:8080:80", "udp:0.0.0.0:5353:53"], deny = "*", allow = ["*.test:443"], host-access = true, mtu = 9000 }, "none"]
 disk = [{ path = "a.qcow2", backing = true, ephemeral = "/tmp" }, { path = "b", format = "raw", bus = "nvme", readonly = true, cache = "direct", id = "b", block = 4096, iops = 9, iops-burst = 8, bandwidth = "1M", bandwidth-burst = "64K", limit-group = "g" }]
 "#,
         )

@@ -71,6 +71,7 @@ fn modules(config: &MachineConfig) -> Vec<&'static str> {
         (disk, "virtio_blk"),
         (!config.console.is_empty(), "virtio_console"),
         (config.rng, "virtio_rng"),
+        (config.cards().next().is_some(), "virtio_net"),
     ];
     let drivers = drivers.into_iter().filter(|(there, _)| *there);
     let mut modules: Vec<_> = drivers.map(|(_, module)| module).collect();

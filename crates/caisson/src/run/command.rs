@@ -9,7 +9,7 @@ use caisson_agent_protocol::StartRequest;
 use caisson_config::MachineConfig;
 use caisson_hypervisor::Hypervisor;
 use caisson_machine::{
-    BootSpec, CommandEnding, CommandSession, HostEnd, MachineSpec, Outcome, command,
+    BootSpec, CommandEnding, CommandSession, HostEnd, MachineSpec, NetSpec, Outcome, command,
 };
 
 use super::tail::Tail;
@@ -32,7 +32,7 @@ const LEFT: u8 = 128 + 9;
 pub(super) fn run(
     config: &MachineConfig,
     hypervisor: Arc<dyn Hypervisor>,
-    (boot, disks): (BootSpec, Disks),
+    (boot, disks, nets): (BootSpec, Disks, Vec<NetSpec>),
     signals: Blocked,
     stopper: &Arc<Stopper>,
 ) -> Result<Exit> {
@@ -58,6 +58,7 @@ pub(super) fn run(
     let console = TailEnd(tail.clone());
     let mut spec = MachineSpec::from_config(config, hypervisor, boot, || Some(Box::new(console)))?;
     spec.disks = disks.specs();
+    spec.nets = nets;
     spec.serial[AGENT_PORT] = Some(Box::new(end));
     let machine = make(spec, None, stopper)?;
 

@@ -7,7 +7,7 @@ use std::thread;
 use anyhow::{Context, Result};
 use caisson_config::{CharBackend, MachineConfig};
 use caisson_hypervisor::Hypervisor;
-use caisson_machine::{BootSpec, HostEnd, MachineSpec, SerialInput};
+use caisson_machine::{BootSpec, HostEnd, MachineSpec, NetSpec, SerialInput};
 
 use super::{Disks, Saved, Stopper, conclude, make};
 use crate::backend;
@@ -24,7 +24,7 @@ pub(super) fn run(
     config: &MachineConfig,
     quiet: bool,
     hypervisor: Arc<dyn Hypervisor>,
-    (boot, disks, saved): (BootSpec, Disks, Option<Saved>),
+    (boot, disks, nets, saved): (BootSpec, Disks, Vec<NetSpec>, Option<Saved>),
     signals: Blocked,
     stopper: &Arc<Stopper>,
 ) -> Result<Exit> {
@@ -36,6 +36,7 @@ pub(super) fn run(
     let chosen = hypervisor.name();
     let mut spec = MachineSpec::from_config(config, hypervisor, boot, || Some(Box::new(end)))?;
     spec.disks = disks.specs();
+    spec.nets = nets;
     let machine = make(spec, saved.as_ref(), stopper)?;
     if saved.is_some() {
         // Its guest listens already.

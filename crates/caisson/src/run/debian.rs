@@ -81,6 +81,7 @@ fn copy(image: &Path, to: &Path, progress: &dyn Progress) -> Result<()> {
     let mut from = DiskOptions::new(image);
     from.format = Some(Format::Raw);
     let new = NewImage {
+        fixed: false,
         path: to.to_owned(),
         format: Format::Qcow2,
         size: None,

@@ -5,6 +5,7 @@ mod command;
 mod console;
 pub(crate) mod debian;
 mod disks;
+mod nets;
 mod plan;
 mod saving;
 mod stopper;
@@ -63,8 +64,9 @@ fn run_machine(args: &RunArgs, verbose: u8) -> Result<Exit> {
     // threads are gone. Before the machine has threads of its own.
     let signals = terminal::block_signals().context("cannot take signals")?;
     hypervisor.warm_up();
-    // Its thread must not take the signals either.
+    // Their threads must not take the signals either.
     let disks = Disks::open(&config)?;
+    let nets = nets::open(&config)?;
     let save = args
         .save_on_exit
         .as_ref()
@@ -76,14 +78,14 @@ fn run_machine(args: &RunArgs, verbose: u8) -> Result<Exit> {
             &config,
             args.quiet,
             hypervisor,
-            (boot, disks, saved),
+            (boot, disks, nets, saved),
             signals,
             &stopper,
         )
     } else {
         // A guest that starts again would have lost the command.
         config.on_reboot = OnReboot::Stop;
-        command::run(&config, hypervisor, (boot, disks), signals, &stopper)
+        command::run(&config, hypervisor, (boot, disks, nets), signals, &stopper)
     }
 }
 

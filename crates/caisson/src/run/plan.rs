@@ -47,6 +47,7 @@ pub(super) fn config(args: &RunArgs) -> Result<(MachineConfig, Arc<dyn Hyperviso
     config
         .validate(&limits)
         .map_err(|invalid| UsageError(invalid.to_string()))?;
+    super::nets::check(&config)?;
     Ok((config, hypervisor))
 }
 

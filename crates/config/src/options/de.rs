@@ -1,11 +1,12 @@
 //! serde `Deserializer`s over an option string and its items.
 
 use alloc::string::{String, ToString};
-use alloc::vec;
+use alloc::vec::{self, Vec};
 
 use serde::de::{
     DeserializeSeed, Deserializer, EnumAccess, Error as _, IntoDeserializer, MapAccess,
-    VariantAccess, Visitor, value::StrDeserializer,
+    VariantAccess, Visitor,
+    value::{SeqDeserializer, StrDeserializer},
 };
 use serde::forward_to_deserialize_any;
 
@@ -34,6 +35,7 @@ impl<'t> Text<'t> {
             (1, Some(item)) => Ok(Scalar {
                 key: String::new(),
                 value: Some(item.value),
+                more: Vec::new(),
             }),
             _ => Err(OptionError::Value {
                 value: self.text.to_string(),
@@ -139,20 +141,18 @@ impl<'de> MapAccess<'de> for Fields {
         let Some(item) = self.items.next() else {
             return Ok(None);
         };
-        let scalar = match (item.key, self.first.take()) {
-            (Some(key), _) => Scalar {
-                key,
-                value: Some(item.value),
-            },
-            (None, Some(first)) => Scalar {
-                key: first.to_string(),
-                value: Some(item.value),
-            },
-            (None, None) => Scalar {
-                key: item.value,
-                value: None,
-            },
+        let (key, value) = match (item.key, self.first.take()) {
+            (Some(key), _) => (key, Some(item.value)),
+            (None, Some(first)) => (first.to_string(), Some(item.value)),
+            (None, None) => (item.value, None),
         };
+        let (same, others): (Vec<_>, Vec<_>) = self
+            .items
+            .by_ref()
+            .partition(|item| item.key.as_ref() == Some(&key));
+        self.items = others.into_iter();
+        let more = same.into_iter().map(|item| item.value).collect();
+        let scalar = Scalar { key, value, more };
         let key = seed.deserialize(key_deserializer(&scalar.key))?;
         self.value = Some(scalar);
         Ok(Some(key))
@@ -178,10 +178,15 @@ struct Scalar {
     key: String,
     /// `None` when the key stands alone.
     value: Option<String>,
+    /// Its further values where the key is there again: then it is a list.
+    more: Vec<String>,
 }
 
 impl Scalar {
     fn text(self) -> Result<String, OptionError> {
+        if !self.more.is_empty() {
+            return Err(OptionError::Twice(self.key));
+        }
         self.value.ok_or(OptionError::NoValue(self.key))
     }
 }
@@ -211,9 +216,16 @@ impl<'de> Deserializer<'de> for Scalar {
     type Error = OptionError;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, OptionError> {
-        match self.value {
-            Some(text) => visitor.visit_string(text),
-            None => visitor.visit_bool(true),
+        match (self.value, self.more.is_empty()) {
+            (Some(text), true) => visitor.visit_string(text),
+            (None, true) => visitor.visit_bool(true),
+            (first, false) => {
+                let values = first.into_iter().chain(self.more);
+                let key = self.key;
+                visitor
+                    .visit_seq(SeqDeserializer::new(values))
+                    .map_err(|_: OptionError| OptionError::Twice(key))
+            }
         }
     }
 
@@ -226,6 +238,9 @@ impl<'de> Deserializer<'de> for Scalar {
     }
 
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, OptionError> {
+        if !self.more.is_empty() {
+            return Err(OptionError::Twice(self.key));
+        }
         match self.value.as_deref() {
             None | Some("on" | "true" | "yes") => visitor.visit_bool(true),
             Some("off" | "false" | "no") => visitor.visit_bool(false),

@@ -60,6 +60,34 @@ const PLAIN_FILES: &[(&str, &str)] = &[
     ("etc/shells", "/bin/sh\n/bin/ash\n"),
 ];
 
+/// What busybox's DHCP client calls with what it learned, and what calls the client.
+const PROGRAMS: &[(&str, &str)] = &[
+    (
+        "etc/caisson/dhcp",
+        r#"#!/bin/sh
+case $1 in
+deconfig)
+    ifconfig "$interface" 0.0.0.0 ;;
+bound|renew)
+    ifconfig "$interface" "$ip" netmask "${subnet:-255.255.255.0}" mtu "${mtu:-1500}"
+    for gateway in $router; do route add default gw "$gateway" dev "$interface" 2>/dev/null; done
+    for server in $dns; do echo "nameserver $server"; done > /etc/resolv.conf ;;
+esac
+"#,
+    ),
+    (
+        "etc/caisson/network",
+        r#"#!/bin/sh
+for card in /sys/class/net/eth*; do
+    card=${card##*/}
+    ifconfig "$card" up
+    udhcpc -n -q -t 5 -T 1 -A 1 -i "$card" -s /etc/caisson/dhcp >/dev/null 2>&1 ||
+        echo "init: nobody gives $card an address; configure it by hand" >&2
+done
+"#,
+    ),
+];
+
 const FOLDERS: &[(&str, u32)] = &[
     ("bin", 0o755),
     ("dev", 0o755),
@@ -120,6 +148,9 @@ pub fn write_initramfs(
     for (path, text) in PLAIN_FILES {
         cpio.file(path, 0o644, text.as_bytes())?;
     }
+    for (path, text) in PROGRAMS {
+        cpio.file(path, 0o755, text.as_bytes())?;
+    }
     cpio.file("init", 0o755, spec.init)?;
     cpio.file("bin/busybox", 0o755, spec.busybox)?;
     for applet in applets.iter().filter(|name| **name != "busybox") {
@@ -164,7 +195,7 @@ pub fn build_initramfs(
 pub(crate) fn recipe() -> String {
     let mut hash = Sha256::new();
     hash.update(INIT);
-    for (path, text) in PLAIN_FILES.iter().chain(LINKS) {
+    for (path, text) in PLAIN_FILES.iter().chain(PROGRAMS).chain(LINKS) {
         hash.update([path.as_bytes(), b"\0", text.as_bytes(), b"\0"].concat());
     }
     for (path, mode) in FOLDERS {

@@ -32,12 +32,13 @@ use caisson_nvme::NvmeConfig;
 use caisson_virtio::{
     blk::{Blk, BlkConfig},
     console::Console,
+    net::{Net, NetConfig},
     rng::Rng,
 };
 
 use self::{ports::SendOnly, virtio::VirtioBus};
 use crate::{
-    DiskSpec, MachineError, SERIAL_PORTS,
+    DiskSpec, MachineError, NetSpec, SERIAL_PORTS,
     io::{
         claims::Claims,
         doorbells::DoorbellService,
@@ -151,6 +152,7 @@ pub(crate) struct PcSpec<'a> {
     pub(crate) transport: VirtioTransport,
     pub(crate) rng: bool,
     pub(crate) disks: Vec<DiskSpec>,
+    pub(crate) nets: Vec<NetSpec>,
     /// The ports of the virtio consoles.
     pub(crate) consoles: Vec<usize>,
 }
@@ -248,6 +250,10 @@ pub(crate) fn assemble(spec: &PcSpec<'_>, handles: &PcHandles) -> Result<Pc, Mac
                 )?;
             }
         }
+    }
+    for (index, net) in spec.nets.iter().enumerate() {
+        let card = Net::new(net.backend.clone(), NetConfig { mac: net.mac });
+        virtio.add(&format!("virtio-net{index}"), card, &mut lines, &mut pc)?;
     }
     let mut consoles: Vec<Arc<dyn ConsoleDevice>> = Vec::new();
     for (index, number) in spec.consoles.iter().enumerate() {

@@ -9,6 +9,7 @@ use caisson_device::{
     testing::{RecordedBytes, RecordedClaims, RecordedDoorbells, RecordedLines, RecordedMsis},
 };
 use caisson_memory::{Gpa, MemoryView};
+use caisson_packet::{Frame, MacAddress, testing::RecordedNetwork};
 use caisson_pci::{FunctionAddress, FunctionHandles, Place};
 
 use super::{Counting, Counts, RAM, memory};
@@ -17,6 +18,7 @@ use crate::{
     console::Console,
     feature,
     mmio::{MmioHandles, VirtioMmio},
+    net::{Net, NetConfig},
     pci::{PciHandles, Ranges, VirtioPci},
     queue::{Chain, Queue, RingFeatures, RingPlace},
     rng::Rng,
@@ -152,6 +154,11 @@ fn poke(memory: &MemoryView, place: &RingPlace, input: &mut Input<'_>) {
     }
 }
 
+/// Each device under each transport.
+const KINDS: u8 = 8;
+/// What a driver of a network card may accept besides.
+const NET_FEATURES: u64 = 0x01c0_0000_00bf_99af;
+
 /// A device under a transport, and how accesses find it.
 struct Rig {
     device: Box<dyn Device>,
@@ -164,6 +171,7 @@ fn rig(kind: u8, world: &World) -> Rig {
         output,
         counts,
         disk,
+        network,
     } = world;
     let claims = RecordedClaims::new();
     let lines = RecordedLines::new();
@@ -201,13 +209,21 @@ fn rig(kind: u8, world: &World) -> Rig {
             id: "hostile".into(),
         },
     );
-    let mut device: Box<dyn Device> = match kind % 6 {
+    let net = Net::new(
+        network.clone(),
+        NetConfig {
+            mac: MacAddress([2, 0, 0, 0, 0, 1]),
+        },
+    );
+    let mut device: Box<dyn Device> = match kind % KINDS {
         0 => Box::new(VirtioPci::new("d", rng, place, ranges, pci).expect(sound)),
         1 => Box::new(VirtioPci::new("d", console, place, ranges, pci).expect(sound)),
         2 => Box::new(VirtioMmio::new("d", rng, 0xf000_0000, mmio)),
         3 => Box::new(VirtioMmio::new("d", console, 0xf000_0000, mmio)),
         4 => Box::new(VirtioPci::new("d", blk, place, ranges, pci).expect(sound)),
-        _ => Box::new(VirtioMmio::new("d", blk, 0xf000_0000, mmio)),
+        5 => Box::new(VirtioMmio::new("d", blk, 0xf000_0000, mmio)),
+        6 => Box::new(VirtioPci::new("d", net, place, ranges, pci).expect(sound)),
+        _ => Box::new(VirtioMmio::new("d", net, 0xf000_0000, mmio)),
     };
     device.reset(ResetKind::PowerOn);
     Rig { device, claims }
@@ -235,8 +251,13 @@ impl Rig {
     }
 
     /// What a driver does before it uses the device, as far as `bits` says.
-    fn set_up(&mut self, is_pci: bool, bits: u8) {
-        let features = feature::VERSION_1 | (feature::OFFERED & u64::from(bits) << 28);
+    fn set_up(&mut self, kind: u8, bits: u8) {
+        let (is_pci, is_net) = (is_pci(kind), kind % KINDS >= 6);
+        let mut features = feature::VERSION_1 | (feature::OFFERED & u64::from(bits) << 28);
+        if is_net && bits & 1 == 0 {
+            features |= NET_FEATURES;
+        }
+        let queues: u16 = if is_net { 3 } else { 2 };
         let (low, high) = (features as u32, (features >> 32) as u32);
         if is_pci {
             self.write(0, 4, &6u16.to_le_bytes());
@@ -248,7 +269,7 @@ impl Rig {
                 self.write(1, 12, &bits.to_le_bytes());
             }
             self.write(1, 0x14, &[11]);
-            for queue in 0..2u16 {
+            for queue in 0..queues {
                 self.write(1, 0x16, &queue.to_le_bytes());
                 self.write(1, 0x18, &16u16.to_le_bytes());
                 for (field, gpa) in [(0x20, 0x1000u64), (0x28, 0x2000), (0x30, 0x3000)] {
@@ -268,7 +289,7 @@ impl Rig {
             self.write(0, 0x20, &bits.to_le_bytes());
         }
         self.write(0, 0x70, &11u32.to_le_bytes());
-        for queue in 0..2u32 {
+        for queue in 0..u32::from(queues) {
             self.write(0, 0x30, &queue.to_le_bytes());
             self.write(0, 0x38, &16u32.to_le_bytes());
             for (field, gpa) in [(0x80, 0x1000u32), (0x90, 0x2000), (0xa0, 0x3000)] {
@@ -281,12 +302,17 @@ impl Rig {
     }
 }
 
+fn is_pci(kind: u8) -> bool {
+    matches!(kind % KINDS, 0 | 1 | 4 | 6)
+}
+
 /// What devices are wired to.
 struct World {
     memory: MemoryView,
     output: Arc<RecordedBytes>,
     counts: Arc<Counts>,
     disk: Arc<RamDisk>,
+    network: Arc<RecordedNetwork>,
 }
 
 /// Has the storage answer everything, as a machine waits for before it saves or resets its devices.
@@ -306,21 +332,21 @@ fn settle(rig: &mut Rig, world: &World) {
 pub fn exercise_device(input: &[u8]) {
     let mut input = Input(input.iter());
     let kind = input.byte();
-    let is_pci = matches!(kind % 6, 0 | 1 | 4);
     let world = World {
         memory: memory(),
         output: RecordedBytes::new(),
         counts: Arc::default(),
         disk: Arc::new(RamDisk::new(64 << 10)),
+        network: Arc::default(),
     };
     let (memory, output, counts) = (&world.memory, &world.output, &world.counts);
     let mut rig = rig(kind, &world);
     let mut cx = Context::from_waker(Waker::noop());
     while !input.is_over() {
         match input.byte() {
-            0..8 => rig.set_up(is_pci, input.byte()),
+            0..8 => rig.set_up(kind, input.byte()),
             8..80 => {
-                let queue = u64::from(input.byte() & 1);
+                let queue = u64::from(input.byte() % 3);
                 let place = RingPlace {
                     size: 16,
                     descriptors: 0x1000 + 0x4000 * queue,
@@ -347,7 +373,12 @@ pub fn exercise_device(input: &[u8]) {
                     let _ = rig.device.read(at, &mut [0xff; 8][..len]);
                 }
             }
-            230..235 => output.set_full(input.byte() & 1 != 0),
+            230..233 => output.set_full(input.byte() & 1 != 0),
+            233 => {
+                let bytes = alloc::vec![input.byte(); usize::from(input.word() & 0xfff)];
+                world.network.give(Frame::from(bytes));
+            }
+            234 => world.network.set_full(input.byte() & 1 != 0),
             235..238 => counts
                 .dry
                 .store(input.byte() & 1 != 0, core::sync::atomic::Ordering::SeqCst),
