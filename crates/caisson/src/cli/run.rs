@@ -152,12 +152,13 @@ pub(crate) struct RunArgs {
     pub(crate) keep: Option<HostPath>,
 
     /// Have a network card: user puts it behind a router on the host's own sockets, which needs no
-    /// privilege. forward=tcp:[ADDRESS:]PORT:GUEST-PORT (or udp:) leads a port of the host to the
-    /// guest. deny=WHERE refuses connections, allow=WHERE lets them pass all the same; WHERE is a
-    /// name, *.NAME, an address, ADDRESS/BITS or *, with :PORT behind it for one port; both and
-    /// forward can be there several times. host-access=on lets the guest reach this host, at the
-    /// router's address; dns=ADDRESS[:PORT] is whom to ask for names; mtu=N; mac=ADDRESS;
-    /// pcap=FILE records every frame. none is no card. Repeat it for more [default: none]
+    /// privilege. forward=tcp:PORT:GUEST-PORT leads a port of the host to the guest (udp: too, and an
+    /// address of the host with a colon may come before PORT). deny=WHERE refuses connections,
+    /// allow=WHERE lets them pass all the same; WHERE is a name, *.NAME, an address, ADDRESS/BITS or *,
+    /// with :PORT behind it for one port; both and forward can be there several times. host-access=on
+    /// lets the guest reach this host, at the router's address; dns=ADDRESS or ADDRESS:PORT is whom to
+    /// ask for names; mtu=N; mac=ADDRESS; pcap=FILE records every frame. none is no card. Repeat it for
+    /// more [default: none]
     #[arg(long, value_name = "user|none[,KEY=VALUE…]", help_heading = "Network")]
     pub(crate) net: Vec<Net>,
 
