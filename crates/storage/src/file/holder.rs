@@ -11,13 +11,27 @@ use std::{
 /// It is an open file description lock (fcntl(2)) on every byte, so that QEMU's own locks (bytes from 100 on) and ours
 /// exclude each other.
 pub(super) fn lock(file: &File, exclusive: bool) -> io::Result<()> {
+    set(
+        file,
+        if exclusive {
+            libc::F_WRLCK
+        } else {
+            libc::F_RDLCK
+        },
+    )
+}
+
+/// Gives up what [`lock`] took. Closing the file does so only when nobody has a copy of the descriptor, which a child
+/// of another thread has between its fork and its exec.
+pub(super) fn unlock(file: &File) {
+    // A lock that cannot be given up goes when the file is closed.
+    let _ = set(file, libc::F_UNLCK);
+}
+
+fn set(file: &File, kind: libc::c_int) -> io::Result<()> {
     // SAFETY: a structure of numbers, for which zeroes are values.
     let mut range: libc::flock = unsafe { std::mem::zeroed() };
-    range.l_type = if exclusive {
-        libc::F_WRLCK
-    } else {
-        libc::F_RDLCK
-    } as libc::c_short;
+    range.l_type = kind as libc::c_short;
     range.l_whence = libc::SEEK_SET as libc::c_short;
     // SAFETY: the call reads the structure, which lives.
     let done = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) };

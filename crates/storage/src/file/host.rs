@@ -59,6 +59,15 @@ pub struct HostFile {
     inline: Inline,
 }
 
+impl Drop for HostFile {
+    fn drop(&mut self) {
+        // A request that nobody waits for any more may still write; then the lock stays until it has ended.
+        if self.options.lock && Arc::strong_count(&self.buffered) == 1 {
+            holder::unlock(&self.buffered);
+        }
+    }
+}
+
 /// Whether cached data is read at once, without a round through the engine: worth it as long as it is there.
 #[derive(Default)]
 struct Inline {
