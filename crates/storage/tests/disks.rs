@@ -4,6 +4,7 @@ mod support;
 
 use std::{
     fs,
+    os::fd::{BorrowedFd, OwnedFd},
     path::Path,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -179,6 +180,19 @@ fn a_throw_away_layer_takes_the_writes_and_the_image_stays() {
     assert_eq!(names.len(), 1, "{names:?}");
 }
 
+/// Copies of this process's descriptors of a file.
+fn descriptors_of(path: &Path) -> Vec<OwnedFd> {
+    let own = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    own.filter(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == path))
+        .map(|entry| {
+            let number = entry.file_name().to_str().unwrap().parse().unwrap();
+            // SAFETY: the disk that the caller holds keeps it open.
+            let open = unsafe { BorrowedFd::borrow_raw(number) };
+            open.try_clone_to_owned().unwrap()
+        })
+        .collect()
+}
+
 #[test]
 fn the_second_who_writes_is_refused_and_told_who_has_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -200,7 +214,13 @@ fn the_second_who_writes_is_refused_and_told_who_has_it() {
     let theirs = theirs
         .and_then(|_| support::qemu("qemu-io", &["-f", "raw", "-c", "write 0 512", text(&path)]));
     assert!(theirs.unwrap_err().contains("lock"));
+    // As a child has them between its fork and its exec.
+    let copies = descriptors_of(&path);
+    assert!(!copies.is_empty());
     disk.close().unwrap();
+    let again = Disk::open(&thread, DiskOptions::new(&path)).unwrap();
+    again.close().unwrap();
+    drop(copies);
     let mut options = DiskOptions::new(&path);
     options.read_only = true;
     let first = Disk::open(&thread, options.clone()).unwrap();
