@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use caisson_hypervisor::{HypervisorError, Msi};
+use caisson_hypervisor::{HypervisorError, Msi, x86::ApicState};
 use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry};
 use kvm_ioctls::VmFd;
 use parking_lot::Mutex;
@@ -17,6 +17,13 @@ use crate::sys;
 
 /// Messages with trigger mode level.
 const LEVEL: u32 = 1 << 15;
+
+/// Words of [`ApicState::regs`] (Intel SDM Vol. 3 §12.4.1): the APIC id (in the upper byte, or in x2APIC
+/// mode the whole word), and the first of eight in service, of level-triggered ones, and of requested ones.
+const APIC_ID: usize = 0x02;
+const ISR: usize = 0x10;
+const TMR: usize = 0x18;
+const IRR: usize = 0x20;
 
 /// How many routes the kernel looks through for ends of interrupts: more than
 /// an I/O APIC has inputs, for those that were reprogrammed while an interrupt
@@ -84,6 +91,23 @@ impl Routes {
         changed.tell(vm)?;
         *table = changed;
         Ok(())
+    }
+
+    /// Sees to it that the ends of the level-triggered interrupts are told that a local APIC, which
+    /// is restored, has accepted and not ended: whoever noted their messages was another process.
+    pub(crate) fn announce_accepted(&self, vm: &VmFd, apic: &ApicState) {
+        let word = |n: usize| apic.regs.get(n).copied().unwrap_or(0);
+        let id = word(APIC_ID).rotate_left(8) & 0xff | word(APIC_ID) & 0xff;
+        for n in 0..8 {
+            let mut accepted = (word(ISR + n) | word(IRR + n)) & word(TMR + n);
+            while accepted != 0 {
+                let vector = 32 * n as u32 + accepted.trailing_zeros();
+                accepted &= accepted - 1;
+                let address = 0xfee0_0000 | u64::from(id) << 12;
+                let data = LEVEL | vector;
+                self.announce(vm, Msi { address, data });
+            }
+        }
     }
 
     /// Sees to it that the end of `msi` is told, if that matters.

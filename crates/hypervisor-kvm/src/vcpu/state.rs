@@ -187,6 +187,7 @@ pub(super) fn put(
     }
     let tsc = state.msrs.iter().find(|e| e.index == msr::TSC);
     let apic = r::to_apic(&state.apic);
+    shared.routes.announce_accepted(&shared.vm, &state.apic);
     match &mut kernel.held {
         // Written when the clock goes on.
         Some(held) => {
